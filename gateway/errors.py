@@ -1,0 +1,104 @@
+"""The gateway's own leaves of the error tree (root: adapters/errors.py). Rendering is gateway/v1/wire.py's.
+
+ServiceError
+├── InvalidRequest ── InvalidJson, UnsupportedParameter, UnsupportedEndpoint, ContextLengthExceeded
+├── Unauthenticated 401, Forbidden 403, ModelNotFound 404, UnknownRoute 404, MethodNotAllowed 405
+├── RequestTimeout 408, RequestTooLarge 413, UnsupportedMedia 415, HeadersTooLarge 431
+├── RateLimited 429 ── QuotaExceeded 429 insufficient_quota
+├── UpstreamError 502 ── UpstreamTimeout 504
+└── Unavailable ── Overloaded 503, ModelLoading 503, ShuttingDown 503
+"""
+
+from __future__ import annotations
+
+from adapters.errors import InvalidRequest, NotFound, ServiceError, Unavailable
+
+
+class InvalidJson(InvalidRequest):
+    code = "invalid_json"
+
+
+class UnsupportedParameter(InvalidRequest):
+    code = "unsupported_parameter"
+
+
+class UnsupportedEndpoint(InvalidRequest):
+    """The engine does not serve this route for this model (embeddings on a generator, for one)."""
+
+    code = "unsupported_endpoint"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class Unauthenticated(ServiceError):
+    status, type, code = 401, "invalid_request_error", "invalid_api_key"
+
+
+class Forbidden(ServiceError):
+    status, type, code = 403, "invalid_request_error", "insufficient_scope"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class UnknownRoute(NotFound):
+    code = "unknown_url"
+
+
+class MethodNotAllowed(ServiceError):
+    status, type, code = 405, "invalid_request_error", "method_not_allowed"
+
+
+class RequestTimeout(ServiceError):
+    status, type, code = 408, "invalid_request_error", "request_timeout"
+
+
+class RequestTooLarge(ServiceError):
+    status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class UnsupportedMedia(ServiceError):
+    status, type, code = 415, "invalid_request_error", "unsupported_media_type"
+
+
+class HeadersTooLarge(ServiceError):
+    status, type, code = 431, "invalid_request_error", "headers_too_large"
+
+
+class RateLimited(ServiceError):
+    status, type, code = 429, "requests", "rate_limit_exceeded"
+
+
+class QuotaExceeded(RateLimited):
+    """A budget that no short wait refills, or one request larger than the whole limit."""
+
+    code = "insufficient_quota"
+
+
+class UpstreamError(ServiceError):
+    """The engine failed before the first byte was shown. `code` says how; its own text is never passed on."""
+
+    status, type, code = 502, "server_error", "upstream_error"
+
+    def __init__(self, message: str, *, code: str, retryable: bool | None = None) -> None:
+        super().__init__(message, retryable=retryable)
+        self.code = code  # type: ignore[misc]  # the class default narrowed per instance: upstream_unreachable, …
+
+
+class UpstreamTimeout(ServiceError):
+    status, type, code = 504, "server_error", "upstream_timeout"
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
+
+
+class ModelLoading(Unavailable):
+    code = "model_loading"
+
+
+class ShuttingDown(Unavailable):
+    code = "shutting_down"
