@@ -1,0 +1,1 @@
+"""The side-by-side benchmark: peers over one fast mock engine, one load generator, one report."""
