@@ -9,6 +9,7 @@
     ├── Unavailable                 503, may be retried
     │   └── RegistryBusy            503 registry_busy
     ├── StorageFull                 507 storage_full
+    ├── DatabaseUnusable            500 database_unusable: corrupt, newer than this program, or not to be opened
     └── EngineError                 502 engine_error: an engine answered a load or unload with something else than yes
 
 The gateway adds its own leaves in gateway/errors.py; one renderer there turns any of them into a body.
@@ -82,6 +83,12 @@ class RegistryBusy(Unavailable):
 
 class StorageFull(ServiceError):
     status, type, code = 507, "server_error", "storage_full"
+
+
+class DatabaseUnusable(ServiceError):
+    """The program must not start on this database; it is left untouched for a person to look at."""
+
+    code = "database_unusable"
 
 
 class EngineError(ServiceError):

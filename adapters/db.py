@@ -1,0 +1,140 @@
+"""The database brick of all rooms: short transactions on threads, errors in our own words.
+
+SQLite (WAL, synchronous=FULL: an acknowledged write survives power loss) or PostgreSQL through psycopg.
+Must not know any table; the schema is brought up to date by adapters/migrate.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError
+
+from adapters import migrate
+from adapters.errors import DatabaseUnusable, RegistryBusy, ServiceError, StorageFull
+
+T = TypeVar("T")
+
+BUSY_TIMEOUT_MS = 5000
+READERS = 4  # threads, and connections of the pool beside the writer's
+_BUSY, _LOCKED, _IOERR, _CORRUPT, _FULL, _CANTOPEN, _READONLY, _NOTADB = 5, 6, 10, 11, 13, 14, 8, 26
+_RETRYABLE_STATES = ("40001", "40P01", "55P03", "57P01", "08")  # PostgreSQL: serialisation, deadlock, lock, going down
+
+
+class Database:
+    """Opened once, closed by whoever opened it. `read` and `write` run a function of a Connection on a thread."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="db-read")
+        # One writer thread: writes of this process queue here instead of meeting SQLite's busy timeout.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="db-write")
+
+    @classmethod
+    def open(cls, url: str) -> Database:
+        """Connect to `url` (sqlite:///FILE or postgresql://…); the schema is not looked at. DatabaseUnusable."""
+        try:
+            parsed = sa.make_url(url)
+            if parsed.drivername == "postgresql":
+                parsed = parsed.set(drivername="postgresql+psycopg")
+            if parsed.get_backend_name() == "sqlite":
+                return cls(_sqlite(parsed))
+            return cls(sa.create_engine(parsed, pool_size=READERS + 1, max_overflow=0, pool_pre_ping=True))
+        except (sa.exc.ArgumentError, NoSuchModuleError):
+            raise DatabaseUnusable(
+                "database_url is not a database address. Use sqlite:////path/file.db or postgresql://user@host/name."
+            ) from None
+        except ModuleNotFoundError:
+            raise DatabaseUnusable(
+                "PostgreSQL needs its driver: install loragate with the extra `postgres`, or leave database_url out."
+            ) from None
+
+    async def read(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run `work` on a snapshot of the database; RegistryBusy, StorageFull, DatabaseUnusable."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._transact, work, False)
+
+    async def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run `work` in one transaction: committed whole when it returns, rolled back whole when it raises.
+
+        A cancelled caller does not undo a transaction that has begun.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self._transact, work, True)
+
+    def migrate(self) -> None:
+        """Bring the schema up to date (blocking; at start, before anything reads). DatabaseUnusable, RegistryBusy."""
+        if not self._transact(migrate.is_current, False):
+            self._transact(migrate.prepared(), True)
+
+    def close(self) -> None:
+        """Wait for what is running and disconnect."""
+        self._readers.shutdown(wait=True)
+        self._writer.shutdown(wait=True)
+        self._engine.dispose()
+
+    def _transact(self, work: Callable[[sa.Connection], T], immediate: bool) -> T:
+        try:
+            with self._engine.connect().execution_options(immediate=immediate) as conn, conn.begin():
+                return work(conn)
+        except DBAPIError as exc:
+            raise _translated(exc) from exc
+
+
+def _sqlite(url: sa.URL) -> sa.Engine:
+    if not url.database or url.database == ":memory:":
+        raise DatabaseUnusable("An in-memory database would forget every adapter and key: name a file in database_url.")
+    path = Path(url.database)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))  # it holds key digests
+    except OSError as exc:
+        raise DatabaseUnusable(
+            f"The database {path} cannot be opened ({exc.strerror}). Make its folder writable or choose --data-dir."
+        ) from None
+    engine = sa.create_engine(
+        url, pool_size=READERS + 1, max_overflow=0, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}
+    )
+    event.listen(engine, "connect", _prepare)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _prepare(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # sqlite3 would begin late, and never IMMEDIATE: _begin does it
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin(conn: sa.Connection) -> None:
+    # A write takes its lock at once: a transaction that upgrades from read to write gets BUSY without waiting.
+    conn.exec_driver_sql("BEGIN IMMEDIATE" if conn.get_execution_options().get("immediate") else "BEGIN")
+
+
+def _translated(exc: DBAPIError) -> ServiceError:
+    code = getattr(exc.orig, "sqlite_errorcode", None)
+    state = getattr(exc.orig, "sqlstate", None)
+    primary = code & 0xFF if code is not None else None
+    if primary in (_FULL, _IOERR) or state == "53100":
+        return StorageFull("The disk of the database is full or failing. Free space, then try again.")
+    if primary in (_CORRUPT, _NOTADB):
+        return DatabaseUnusable(
+            "The database file is damaged; nothing was changed. "
+            "Restore it from a backup, or move it away to begin anew."
+        )
+    if primary in (_CANTOPEN, _READONLY):
+        return DatabaseUnusable("The database file cannot be written. Check who owns the data directory.")
+    if primary in (_BUSY, _LOCKED):
+        return RegistryBusy("The registry is busy with another write. Try again in a moment.", retry_after_s=1)
+    unreachable = isinstance(exc, OperationalError) and state is None
+    if unreachable or (state is not None and state.startswith(_RETRYABLE_STATES)):
+        return RegistryBusy("The database does not answer now. Try again in a moment.", retry_after_s=2)
+    return ServiceError("The database refused a statement; the log has the details.")

@@ -1,0 +1,257 @@
+"""All SQL of this room, as functions of a Connection: rows in, frozen types out.
+
+Every function that changes what requests see bumps the revision first. Must not know files or engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+
+from adapters import revision
+from adapters.errors import Conflict, NotFound
+from adapters.schema import metadata
+from adapters.types import Adapter, Served, Version, VersionState
+
+adapters = sa.Table(
+    "adapters",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("live", sa.Text),
+    sa.Column("previous", sa.Text),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("updated_at", sa.Double, nullable=False),
+)
+versions = sa.Table(
+    "adapter_versions",
+    metadata,
+    sa.Column("name", sa.Text, sa.ForeignKey("adapters.name", ondelete="CASCADE"), primary_key=True),
+    sa.Column("version", sa.Text, primary_key=True),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("engine_name", sa.Text, nullable=False, index=True),
+    sa.Column("base", sa.Text),
+    sa.Column("rank", sa.Integer, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("notes", sa.Text, nullable=False),
+    sa.Column("wish", sa.Text, nullable=False),
+    sa.Column("damaged", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+)
+events = sa.Table(
+    "adapter_events",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("what", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False, index=True),
+    sa.Column("version", sa.Text),
+    sa.Column("engine_name", sa.Text, index=True),
+    sa.Column("why", sa.Text, nullable=False),
+)
+
+
+class Wish(StrEnum):
+    """What an operator asked for: `auto` keeps live and previous loaded."""
+
+    AUTO = "auto"
+    LOADED = "loaded"
+    UNLOADED = "unloaded"
+
+
+def record(conn: sa.Connection, at: float, what: str, version: Version, why: str = "") -> None:
+    """Write down what moved, when and why."""
+    conn.execute(
+        sa.insert(events).values(
+            at=at, what=what, name=version.name, version=version.version, engine_name=version.engine_name, why=why
+        )
+    )
+
+
+def find(conn: sa.Connection, name: str) -> Adapter:
+    """One adapter with its versions, newest first; NotFound."""
+    found = _adapters(conn, sa.select(adapters).where(adapters.c.name == name))
+    if not found:
+        raise NotFound(f"There is no adapter {name}. `loragate adapters list` shows what there is.", param="name")
+    return found[0]
+
+
+def page(conn: sa.Connection, after: str | None, limit: int) -> tuple[tuple[Adapter, ...], bool]:
+    """At most `limit` adapters by name, beginning behind `after`, and whether there are more."""
+    query = sa.select(adapters).order_by(adapters.c.name).limit(limit + 1)
+    if after is not None:
+        query = query.where(adapters.c.name > after)
+    found = _adapters(conn, query)
+    return found[:limit], len(found) > limit
+
+
+def find_version(conn: sa.Connection, name: str, version: str) -> Version:
+    """One version; NotFound says which there are."""
+    adapter = find(conn, name)
+    for each in adapter.versions:
+        if each.version == version:
+            return each
+    there = ", ".join(each.version for each in adapter.versions[:5]) or "none"
+    raise NotFound(f"Adapter {name} has no version {version}; it has {there}.", param="version")
+
+
+def add(conn: sa.Connection, version: Version) -> bool:
+    """Insert `version`, and its adapter on first sight; False where the same content is there already; Conflict."""
+    revision.bump(conn)
+    clash = conn.execute(
+        sa.select(versions.c.digest).where(versions.c.engine_name == version.engine_name).limit(1)
+    ).scalar()
+    if clash is not None and clash != version.digest:
+        raise Conflict(
+            f"Other weights are already registered as {version.engine_name}: the first 12 digits of both digests are "
+            "the same. Choose another name for this adapter.",
+            param="name",
+        )
+    if conn.execute(sa.select(adapters.c.name).where(adapters.c.name == version.name)).first() is None:
+        at = version.created_at
+        conn.execute(sa.insert(adapters).values(name=version.name, created_at=at, updated_at=at))
+    key = (versions.c.name == version.name) & (versions.c.version == version.version)
+    if conn.execute(sa.select(versions.c.version).where(key)).first() is not None:
+        conn.execute(sa.update(versions).where(key).values(damaged=False, base=version.base))
+        return False
+    row = {column.name: getattr(version, column.name, None) for column in versions.columns}
+    conn.execute(sa.insert(versions).values(**{**row, "wish": Wish.AUTO, "damaged": False}))
+    record(conn, version.created_at, "registered", version, version.source)
+    return True
+
+
+def point(conn: sa.Connection, name: str, live: str, at: float, what: str, why: str = "") -> bool:
+    """Make `live` answer for `name`; what answered before becomes `previous`. False where it answers already."""
+    revision.bump(conn)
+    version = find_version(conn, name, live)
+    before = find(conn, name).live
+    if before == live:
+        return False
+    conn.execute(sa.update(adapters).where(adapters.c.name == name).values(live=live, previous=before, updated_at=at))
+    set_wish(conn, version, Wish.AUTO)
+    record(conn, at, what, version, why)
+    return True
+
+
+def set_wish(conn: sa.Connection, version: Version, wish: Wish) -> None:
+    """Remember what an operator asked of `version`; requests do not see it, so no bump."""
+    key = (versions.c.name == version.name) & (versions.c.version == version.version)
+    conn.execute(sa.update(versions).where(key).values(wish=wish))
+
+
+def mark_damaged(conn: sa.Connection, engine_names: Collection[str]) -> None:
+    """The files of these versions are gone from the store."""
+    revision.bump(conn)
+    conn.execute(sa.update(versions).where(versions.c.engine_name.in_(engine_names)).values(damaged=True))
+
+
+def remove(conn: sa.Connection, name: str, version: str | None, at: float) -> tuple[Version, ...]:
+    """Delete one version that is not live, or the whole adapter; returns what went. NotFound, Conflict."""
+    revision.bump(conn)
+    adapter = find(conn, name)
+    gone = adapter.versions if version is None else (find_version(conn, name, version),)
+    for each in gone:
+        if version is not None and each.version == adapter.live:
+            raise Conflict(
+                f"{name}@{version} is live. Promote another version first, or remove the whole adapter.",
+                param="version",
+            )
+        record(conn, at, "removed", each)
+    if version is None:
+        conn.execute(sa.delete(adapters).where(adapters.c.name == name))
+        return gone
+    conn.execute(sa.delete(versions).where((versions.c.name == name) & (versions.c.version == version)))
+    if adapter.previous == version:
+        conn.execute(sa.update(adapters).where(adapters.c.name == name).values(previous=None, updated_at=at))
+    return gone
+
+
+def served(conn: sa.Connection) -> tuple[Served, ...]:
+    """Every version that can answer, in one query: what the gateway's snapshot is made from."""
+    query = (
+        sa.select(
+            versions.c.name,
+            versions.c.version,
+            versions.c.engine_name,
+            versions.c.base,
+            sa.func.coalesce(versions.c.version == adapters.c.live, sa.false()),
+            versions.c.created_at,
+        )
+        .join(adapters, adapters.c.name == versions.c.name)
+        .where(versions.c.damaged == sa.false())
+    )
+    return tuple(Served(n, v, e, b, bool(live), at) for n, v, e, b, live, at in conn.execute(query))
+
+
+def wanted(conn: sa.Connection, limit: int) -> tuple[tuple[str, str | None], ...]:
+    """(engine name, base) of at most `limit` versions to keep loaded: asked for, live, previous, in that order."""
+    live = versions.c.version == adapters.c.live
+    order = sa.case((versions.c.wish == Wish.LOADED, 0), (live, 1), else_=2)
+    query = (
+        sa.select(versions.c.engine_name, versions.c.base)
+        .join(adapters, adapters.c.name == versions.c.name)
+        .where(versions.c.damaged == sa.false(), versions.c.wish != Wish.UNLOADED)
+        .where((versions.c.wish == Wish.LOADED) | live | (versions.c.version == adapters.c.previous))
+        .order_by(order, adapters.c.updated_at.desc(), versions.c.engine_name)
+        .limit(limit)
+    )
+    return tuple(dict.fromkeys((name, base) for name, base in conn.execute(query)))
+
+
+def known(conn: sa.Connection, engine_names: Collection[str] | None = None) -> frozenset[str]:
+    """Which of `engine_names` (None: all there are) the registry holds."""
+    return _chunked(conn, versions, engine_names)
+
+
+def removed(conn: sa.Connection, engine_names: Collection[str]) -> frozenset[str]:
+    """Which of `engine_names` were ours once and have been removed since."""
+    return _chunked(conn, events, engine_names, events.c.what == "removed") - known(conn, engine_names)
+
+
+def unwished(conn: sa.Connection, engine_names: Collection[str]) -> frozenset[str]:
+    """Which of `engine_names` an operator has asked to unload."""
+    return _chunked(conn, versions, engine_names, versions.c.wish == Wish.UNLOADED)
+
+
+def _chunked(
+    conn: sa.Connection, table: sa.Table, engine_names: Collection[str] | None, *where: sa.ColumnElement[bool]
+) -> frozenset[str]:
+    query = sa.select(table.c.engine_name).where(*where)
+    if engine_names is None:
+        return frozenset(conn.execute(query).scalars())
+    asked = sorted(engine_names)
+    found: set[str] = set()
+    for start in range(0, len(asked), 500):  # older SQLite binds at most 999 parameters
+        found.update(conn.execute(query.where(table.c.engine_name.in_(asked[start : start + 500]))).scalars())
+    return frozenset(found)
+
+
+def _adapters(conn: sa.Connection, query: sa.Select[Any]) -> tuple[Adapter, ...]:
+    rows = conn.execute(query).all()
+    names = [row.name for row in rows]
+    of: dict[str, list[sa.Row[Any]]] = {name: [] for name in names}
+    for start in range(0, len(names), 500):
+        mine = versions.c.name.in_(names[start : start + 500])
+        for row in conn.execute(sa.select(versions).where(mine).order_by(versions.c.created_at.desc())):
+            of[row.name].append(row)
+    return tuple(_adapter(row, of[row.name]) for row in rows)
+
+
+def _adapter(row: sa.Row[Any], below: Sequence[sa.Row[Any]]) -> Adapter:
+    made = tuple(_version(each, row.live, row.previous) for each in below)
+    return Adapter(row.name, row.live, row.previous, made, row.created_at, row.updated_at)
+
+
+def _version(row: sa.Row[Any], live: str | None, previous: str | None) -> Version:
+    state = VersionState.READY
+    if row.damaged:
+        state = VersionState.DAMAGED
+    elif row.version == live:
+        state = VersionState.LIVE
+    elif row.version == previous:
+        state = VersionState.PREVIOUS
+    fields = {key: value for key, value in row._mapping.items() if key not in ("wish", "damaged")}
+    return Version(**fields, state=state)

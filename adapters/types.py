@@ -1,0 +1,120 @@
+"""The nouns of this room as frozen values: adapters, their versions, where each version is loaded.
+
+Must not know SQL, files or HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class VersionState(StrEnum):
+    """What a version is for its adapter. Derived from the registry row, never stored twice."""
+
+    LIVE = "live"  # the public name answers with it
+    PREVIOUS = "previous"  # rollback goes here; kept loaded
+    READY = "ready"  # stored, answers only to name@version
+    DAMAGED = "damaged"  # its files are gone from the store: register it again
+
+
+class PlacementState(StrEnum):
+    """What one engine says about one version."""
+
+    RESIDENT = "resident"
+    LOADING = "loading"
+    FAILED = "failed"  # `reason` says why; tried again with back-off while it is wanted
+    ABSENT = "absent"
+    UNKNOWN = "unknown"  # the engine cannot be asked now
+
+
+class ReplicaState(StrEnum):
+    """Whether an engine may be given work."""
+
+    READY = "ready"
+    UNREACHABLE = "unreachable"
+    REFUSED = "refused"  # it serves another base than the rest of its pool
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One version on one engine."""
+
+    url: str
+    state: PlacementState
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One immutable set of weights under one public name."""
+
+    name: str
+    version: str  # 12 hex digits: the beginning of `digest`
+    digest: str  # 64 hex digits over tensors and semantic config
+    engine_name: str
+    base: str | None  # public id of the base it was checked against; None: no engine was known then
+    rank: int  # largest rank of any module
+    size_bytes: int  # of the weights file
+    source: str
+    notes: str
+    created_at: float  # unix seconds
+    state: VersionState
+    replicas: tuple[Placement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A public name, the versions behind it, and which of them answers."""
+
+    name: str
+    live: str | None
+    previous: str | None
+    versions: tuple[Version, ...]  # newest first
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The little that routing needs of a version; 10,000 of them are read at once."""
+
+    name: str
+    version: str
+    engine_name: str
+    base: str | None
+    live: bool
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """What one engine serves, as last seen. Swapped whole, never changed."""
+
+    url: str
+    state: ReplicaState
+    reason: str = ""  # why it is not ready
+    base: str | None = None  # public id of its base model
+    root: str | None = None  # its --model string
+    max_model_len: int | None = None  # tokens
+    resident: frozenset[str] = frozenset()  # engine names, ours and foreign
+    loading: frozenset[str] = frozenset()
+    failed: Mapping[str, str] = field(default_factory=dict)  # engine name → reason
+    foreign: frozenset[str] = frozenset()  # resident, but not in the registry
+
+    @property
+    def reachable(self) -> bool:
+        return self.state is not ReplicaState.UNREACHABLE
+
+    def placement(self, engine_name: str) -> Placement:
+        """Where `engine_name` stands on this engine."""
+        if not self.reachable:
+            return Placement(self.url, PlacementState.UNKNOWN, self.reason)
+        if engine_name in self.resident:
+            return Placement(self.url, PlacementState.RESIDENT)
+        if engine_name in self.loading:
+            return Placement(self.url, PlacementState.LOADING)
+        if engine_name in self.failed:
+            return Placement(self.url, PlacementState.FAILED, self.failed[engine_name])
+        return Placement(self.url, PlacementState.ABSENT, self.reason)

@@ -1,0 +1,189 @@
+"""The database brick: whole transactions, one winner of a migration, refusals that leave the file as it is."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from adapters import migrate, revision, store
+from adapters.db import Database
+from adapters.errors import DatabaseUnusable, RegistryBusy
+from adapters.schema import metadata
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "loragate.db"
+
+
+@pytest.fixture
+def db(path: Path) -> Iterator[Database]:
+    opened = Database.open(f"sqlite:///{path}")
+    opened.migrate()
+    yield opened
+    opened.close()
+
+
+def _child(code: str, *argv: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *argv],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+async def test_sqlite_is_opened_for_durability(db: Database, path: Path) -> None:
+    def pragmas(conn: sa.Connection) -> tuple[object, ...]:
+        names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        return tuple(conn.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names)
+
+    assert await db.read(pragmas) == ("wal", 2, 1, 5000)
+    assert await asyncio.to_thread(lambda: path.stat().st_mode & 0o777) == 0o600
+
+
+async def test_a_failed_write_leaves_nothing(db: Database) -> None:
+    def broken(conn: sa.Connection) -> None:
+        revision.bump(conn)
+        raise ValueError("after the first statement")
+
+    with pytest.raises(ValueError, match="after the first"):
+        await db.write(broken)
+    assert await db.read(revision.current) == 0
+
+
+async def test_fifty_writers_lose_no_update(db: Database) -> None:
+    await asyncio.gather(*(db.write(revision.bump) for _ in range(50)))
+    assert await db.read(revision.current) == 50
+
+
+async def test_a_lock_held_by_another_process_is_registry_busy(db: Database, path: Path) -> None:
+    with sqlite3.connect(path, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+
+        def impatient(conn: sa.Connection) -> None:
+            revision.bump(conn)
+
+        await db.read(lambda conn: conn.exec_driver_sql("PRAGMA busy_timeout=50"))
+        fast = Database.open(f"sqlite:///{path}?timeout=0.05")
+        with pytest.raises(RegistryBusy) as caught:
+            await fast.write(impatient)
+        fast.close()
+        other.execute("ROLLBACK")
+    other.close()
+    assert caught.value.retry_after_s == 1
+
+
+def test_head_is_the_newest_migration() -> None:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(REPOSITORY / "adapters" / "migrations"))
+    assert ScriptDirectory.from_config(config).get_heads() == [migrate.HEAD]
+
+
+async def test_migrations_make_the_tables_that_the_code_declares(db: Database) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    def differences(conn: sa.Connection) -> list[object]:
+        ours = {table.name for table in metadata.tables.values()}
+        context = MigrationContext.configure(
+            conn, opts={"include_name": lambda name, kind, _parents: kind != "table" or name in ours}
+        )
+        return list(compare_metadata(context, metadata))
+
+    assert {store.adapters.name, revision.revision.name} <= set(metadata.tables)
+    assert await db.read(differences) == []
+
+
+def test_a_second_start_does_not_import_alembic(db: Database, path: Path) -> None:
+    code = (
+        "import sys; from adapters.db import Database; db = Database.open(sys.argv[1]); db.migrate(); db.close();"
+        "sys.exit(any(m.startswith('alembic') for m in sys.modules))"
+    )
+    child = _child(code, f"sqlite:///{path}")
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 0, err
+
+
+def test_five_processes_migrate_at_once_and_all_start(path: Path) -> None:
+    code = (
+        "import sys; from adapters.db import Database; import alembic.command; print('up', flush=True);"
+        "sys.stdin.readline(); db = Database.open(sys.argv[1]); db.migrate(); db.close()"
+    )
+    children = [_child(code, f"sqlite:///{path}") for _ in range(5)]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "up\n"
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    ends = [(child.communicate(timeout=60)[1], child.returncode) for child in children]
+    assert [code for _, code in ends] == [0] * 5, ends
+    with sqlite3.connect(path) as check:
+        rows = check.execute("SELECT version_num FROM alembic_version").fetchall()
+    check.close()
+    assert rows == [(migrate.HEAD,)]
+
+
+def _refusal(path: Path) -> str:
+    again = Database.open(f"sqlite:///{path}")
+    try:
+        with pytest.raises(DatabaseUnusable) as caught:
+            again.migrate()
+    finally:
+        again.close()
+    return caught.value.message
+
+
+def test_a_newer_schema_is_refused_and_kept(db: Database, path: Path) -> None:
+    with sqlite3.connect(path) as other:
+        other.execute("UPDATE alembic_version SET version_num = '9999'")
+    other.close()
+    assert "newer loragate" in _refusal(path)
+    with sqlite3.connect(path) as check:
+        assert check.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999",)]
+    check.close()
+
+
+def test_another_programs_database_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE theirs (x)")
+    other.close()
+    assert "another program" in _refusal(path)
+
+
+@pytest.mark.parametrize("how", ["not a database", "flipped page"])
+def test_a_damaged_file_is_refused_and_kept(path: Path, how: str) -> None:
+    first = Database.open(f"sqlite:///{path}")
+    first.migrate()
+    first.close()  # the last connection: nothing is left in the WAL
+    content = bytearray(path.read_bytes())
+    if how == "not a database":
+        content[:16] = b"not a database!!"
+    else:
+        content[4096:8192] = bytes(255 - byte for byte in content[4096:8192])
+    path.write_bytes(content)
+    assert "damaged" in _refusal(path)
+    assert path.read_bytes() == bytes(content)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "oracle+nothing://x/y", "sqlite://", "sqlite:///:memory:"])
+def test_an_address_that_cannot_work_is_refused_with_a_sentence(url: str) -> None:
+    with pytest.raises(DatabaseUnusable, match=r"\.$"):
+        Database.open(url)
