@@ -1,0 +1,51 @@
+"""Whether a request would succeed now, and why not: the truth behind /readyz, /livez and `loragate status`.
+
+Reads what others keep; must not ask an engine or the database itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gateway.v1.proxy import Proxy
+from gateway.v1.routing import ReplicaState
+
+LIVE = {"alive": True}
+
+
+class Health:
+    def __init__(self, proxy: Proxy, registry_trouble: Callable[[], str | None]) -> None:
+        self._proxy = proxy
+        self._registry_trouble = registry_trouble
+        self.draining = False
+
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        """True and the body of /readyz: {"ready", "reasons", "replicas"}."""
+        reasons = self._reasons()
+        replicas = [
+            {
+                "url": replica.url,
+                "state": replica.state.value,
+                "model": self._proxy.snapshot.base if replica.state is ReplicaState.READY else None,
+                "reason": replica.reason or None,
+            }
+            for replica in self._proxy.fleet.replicas
+        ]
+        return not reasons, {"ready": not reasons, "reasons": reasons, "replicas": replicas}
+
+    def _reasons(self) -> list[str]:
+        reasons = []
+        fleet, snapshot = self._proxy.fleet, self._proxy.snapshot
+        if self.draining:
+            reasons.append("the gateway is shutting down")
+        trouble = self._registry_trouble()
+        if trouble is not None:
+            reasons.append(trouble)
+        if not fleet.replicas:
+            reasons.append("no engine is configured; start with --engine URL")
+        elif not fleet.any_ready():
+            reasons += [f"engine {r.url} is {r.state.value}: {r.reason}" for r in fleet.replicas]
+        elif snapshot.base is None:
+            reasons.append("the engine has not said which base model it serves")
+        return reasons

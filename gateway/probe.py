@@ -1,0 +1,100 @@
+"""Active probes: asks every engine, on the data path and through the data plane's own client, whether it answers.
+
+A ready replica is asked for its model list (cheap); one that is not must answer a one-token completion before it
+gets traffic again: an engine's /health can be 200 while generation is dead. Must not know adapters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from gateway.settings import Health
+from gateway.v1 import wire
+from gateway.v1.routing import Fleet, Replica, ReplicaState
+from gateway.v1.upstream import Fault
+
+
+class Probe:
+    """One question and its answer, as a sink of the upstream client."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.outcome: asyncio.Future[str | None] = loop.create_future()  # None: alive; else why not
+        self._status = 0
+        self._answer = b""
+
+    def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self._status = status
+
+    def on_body(self, data: bytes) -> None:
+        if len(self._answer) < 65536:
+            self._answer += data
+
+    def on_end(self) -> None:
+        # A 4xx is an answer too: an engine that serves only embeddings refuses a completion and is well.
+        self._finish(None if self._status < 500 else f"the engine answers HTTP {self._status}")
+
+    def on_fault(self, fault: Fault, detail: str) -> None:
+        self._finish(detail or fault.value)
+
+    def _finish(self, outcome: str | None) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+
+class Prober:
+    """One loop per replica, for the life of the process."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        settings: Health,
+        *,
+        base: Callable[[Replica], str | None],
+        clock: Callable[[], float],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._fleet = fleet
+        self._settings = settings
+        self._base = base
+        self._clock = clock
+        self._loop = loop
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Prober:
+        self._tasks = [self._loop.create_task(self._watch(replica)) for replica in self._fleet.replicas]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _watch(self, replica: Replica) -> None:
+        while True:
+            await self.probe(replica)
+            # An engine that is starting is asked more often: the first answer should not wait for a slow beat.
+            starting = replica.state is ReplicaState.STARTING
+            await asyncio.sleep(self._settings.probe_interval_s / (4 if starting else 1))
+
+    async def probe(self, replica: Replica) -> None:
+        """Ask once and let the fleet know."""
+        if replica.state is ReplicaState.REFUSED:
+            return
+        base = self._base(replica)
+        if base is None:
+            return  # the reconciler has not reached it yet and has left its reason
+        sink = Probe(self._loop)
+        if replica.state is ReplicaState.READY:
+            call = replica.upstream.get("/v1/models", sink)
+        else:
+            body = wire.encode({"model": base, "prompt": "ok", "max_tokens": 1, "temperature": 0})
+            call = replica.upstream.post("/v1/completions", body, sink, "probe")
+        try:
+            async with asyncio.timeout(self._settings.probe_timeout_s):
+                reason = await sink.outcome
+        except TimeoutError:
+            reason = f"no answer to a probe within {self._settings.probe_timeout_s:g} s"
+        finally:
+            call.cancel()
+        self._fleet.probed(replica, reason, self._clock())

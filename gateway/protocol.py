@@ -1,0 +1,418 @@
+"""One caller's connection on the public port: framing, its bounds and deadlines.
+
+Parses with httptools, refuses what may not pass (reliability: uvicorn bounds neither headers nor time), hands
+inference requests straight to the data plane and everything else to the ASGI app through uvicorn's own cycle.
+Written against uvicorn 0.54.0, pinned exactly. Must not know what a request means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import urllib.parse
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr
+from uvicorn.server import ServerState
+
+from adapters.errors import InvalidRequest, ServiceError
+from gateway.errors import HeadersTooLarge, RequestTimeout, RequestTooLarge, UnsupportedMedia
+from gateway.settings import Receive
+
+log = logging.getLogger("loragate.protocol")
+
+MAX_TARGET_BYTES = 8192
+MAX_PIPELINED = 16  # whole requests waiting behind the one being answered; more close the connection
+SINGLE = (b"host", b"content-length", b"authorization", b"x-api-key", b"content-type", b"transfer-encoding")
+
+
+class Handler(Protocol):
+    """The data plane's side of one request, as this file sees it (gateway/v1/exchange.py)."""
+
+    def begin(self) -> None: ...
+    def client_gone(self) -> None: ...
+    def client_paused(self) -> None: ...
+    def client_resumed(self) -> None: ...
+    def terminate(self, error: ServiceError) -> None: ...
+
+
+class Plane(Protocol):
+    """What answers hot routes, and how an error looks on a route that has no row."""
+
+    def handler(
+        self,
+        connection: Connection,
+        method: bytes,
+        path: bytes,
+        headers: Mapping[bytes, bytes],
+        body: bytes,
+        now: float,
+    ) -> Handler | None: ...
+    def is_hot(self, method: bytes, path: bytes) -> bool: ...
+    def render(self, path: bytes, error: ServiceError) -> bytes: ...  # a whole HTTP answer but for common headers
+
+
+@dataclass(slots=True)
+class Request:
+    """One parsed request, waiting or being answered."""
+
+    method: bytes
+    target: bytes
+    path: bytes
+    headers: list[tuple[bytes, bytes]]
+    named: dict[bytes, bytes]
+    keep_alive: bool
+    version: str
+    body: bytes = b""
+    refused: ServiceError | None = None
+
+
+class Connection(asyncio.Protocol):
+    """States by what it waits for, each with a deadline watched by `sweep`: a head, a body, or the answer."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        plane: Plane,
+        bounds: Receive,
+    ) -> None:
+        self.config = config
+        self.server_state = server_state
+        self.app_state = app_state
+        self.loop = _loop or asyncio.get_running_loop()
+        self.plane = plane
+        self.bounds = bounds
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
+        self.flow: FlowControl = None  # type: ignore[assignment]  # set by connection_made
+        self.parser = httptools.HttpRequestParser(self)
+        self.handler: Handler | None = None  # the hot request being answered
+        self.cycle: RequestResponseCycle | None = None  # the other kind
+        self.waiting: deque[Request] = deque()
+        self.keep_alive = True
+        self.chunked = True
+        self.closing = False  # nothing more is read
+        self.lost = False
+        # The request being received
+        self.target = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.body: list[bytes] = []
+        self.body_bytes = 0
+        self.head_bytes = 0
+        self.in_head = False
+        self.request: Request | None = None
+        self.waits_since = self.loop.time()  # for a head, or the rest of a body
+        self.write_paused_at: float | None = None
+
+    # The transport ---------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.flow = FlowControl(self.transport)
+        if len(self.server_state.connections) >= self.bounds.max_connections:
+            self.transport.abort()  # accept and drop: the cheapest way to say no before a request is read
+            self.lost = True
+            return
+        self.server_state.connections.add(self)  # type: ignore[arg-type]  # uvicorn only calls shutdown() on it
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        self.server_state.connections.discard(self)  # type: ignore[arg-type]
+        self.waiting.clear()
+        if self.handler is not None:
+            handler, self.handler = self.handler, None
+            handler.client_gone()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.flow.resume_writing()
+
+    def data_received(self, data: bytes) -> None:
+        if self.closing:
+            return
+        if self.in_head or self.request is None:
+            self.head_bytes += len(data)  # httptools has no bound of its own; a body's bytes are bounded below
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._fail(InvalidRequest("This server does not switch protocols."))
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self._fail(
+                cause if isinstance(cause, ServiceError) else InvalidRequest("The request is not valid HTTP/1.1.")
+            )
+        if self.in_head and self.head_bytes > self.bounds.max_header_bytes:
+            self._fail(self._headers_too_large())
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self.write_paused_at = self.loop.time()
+        self.flow.pause_writing()
+        if self.handler is not None:
+            self.handler.client_paused()
+
+    def resume_writing(self) -> None:
+        self.write_paused_at = None
+        self.flow.resume_writing()
+        if self.handler is not None:
+            self.handler.client_resumed()
+
+    # The parser -------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self.in_head = True
+        self.target = b""
+        self.headers = []
+        self.body = []
+        self.body_bytes = 0
+        self.request = None
+        self.waits_since = self.loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+        if len(self.target) > MAX_TARGET_BYTES:
+            raise HeadersTooLarge("The request's URL is too long.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+        if len(self.headers) > self.bounds.max_headers:
+            raise self._headers_too_large()
+
+    def on_headers_complete(self) -> None:
+        self.in_head = False
+        self.head_bytes = 0
+        named = dict(self.headers)
+        method = self.parser.get_method()
+        target = self.target
+        path = target.partition(b"?")[0]
+        request = self.request = Request(
+            method, target, path, self.headers, named, self.parser.should_keep_alive(), self.parser.get_http_version()
+        )
+        request.refused = self._objection(request)
+        if request.refused is not None:
+            request.keep_alive = False
+            self._queue(request)
+            self.closing = True
+            self.transport.pause_reading()
+        elif b"expect" in named and named[b"expect"].lower() == b"100-continue" and not self._busy():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, data: bytes) -> None:
+        if self.closing:
+            return
+        self.body.append(data)
+        self.body_bytes += len(data)
+        if self.body_bytes > self.bounds.max_body_bytes:
+            self._refuse_rest(self._body_too_large())
+
+    def on_message_complete(self) -> None:
+        request = self.request
+        if request is None or self.closing:
+            return
+        request.body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
+        self.body = []
+        self.request = None
+        self.head_bytes = 0
+        self._queue(request)
+
+    def _objection(self, request: Request) -> ServiceError | None:
+        """What may not pass, whatever it asks for."""
+        named = request.named
+        if len(named) != len(request.headers):
+            names = [name for name, _ in request.headers]
+            if any(names.count(name) > 1 for name in SINGLE):
+                return InvalidRequest("A header that may come once came twice.")
+        if b"host" not in named and request.version != "1.0":
+            return InvalidRequest("The Host header is missing.")
+        if not request.target.startswith(b"/") or b"#" in request.target or not request.target.isascii():
+            return InvalidRequest("The request's target must be a path.")
+        if b"transfer-encoding" in named and named[b"transfer-encoding"].lower() != b"chunked":
+            return InvalidRequest("Only the transfer encoding `chunked` is understood.")
+        if named.get(b"content-encoding", b"identity").lower() != b"identity":
+            return UnsupportedMedia("Compressed request bodies are not accepted. Send it without Content-Encoding.")
+        length = named.get(b"content-length")
+        if length is not None and (not length.isdigit() or int(length[:20]) > self.bounds.max_body_bytes):
+            return self._body_too_large()
+        return None
+
+    # Requests in their order ------------------------------------------------------------------------------
+
+    def _busy(self) -> bool:
+        return self.handler is not None or self.cycle is not None
+
+    def _queue(self, request: Request) -> None:
+        if self._busy() or self.waiting:
+            self.waiting.append(request)
+            if len(self.waiting) >= MAX_PIPELINED:
+                self.closing = True
+            self.flow.pause_reading()
+        else:
+            self._start(request)
+
+    def _next(self) -> None:
+        if self.waiting and not self._busy() and not self.lost:
+            self._start(self.waiting.popleft())
+        elif not self.waiting and not self.lost and not self.closing:
+            self.flow.resume_reading()
+
+    def _start(self, request: Request) -> None:
+        self.keep_alive = request.keep_alive and not self.closing
+        self.chunked = request.version != "1.0"
+        if request.refused is not None:
+            self._reject(request.path, request.refused)
+            return
+        handler = self.plane.handler(self, request.method, request.path, request.named, request.body, self.loop.time())
+        if handler is not None:
+            self.handler = handler
+            handler.begin()
+        else:
+            self._start_asgi(request)
+
+    def _start_asgi(self, request: Request) -> None:
+        path, _, query = request.target.partition(b"?")
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": request.version,
+            "server": get_local_addr(self.transport),
+            "client": get_remote_addr(self.transport),
+            "scheme": "http",
+            "root_path": "",
+            "headers": request.headers,
+            "state": self.app_state.copy(),
+            "method": request.method.decode("ascii"),
+            "path": urllib.parse.unquote(path.decode("ascii")),
+            "raw_path": path,
+            "query_string": query,
+        }
+        cycle = self.cycle = RequestResponseCycle(
+            scope=cast("Any", scope),
+            transport=self.transport,
+            flow=self.flow,
+            logger=log,
+            access_logger=log,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=self.keep_alive,
+            on_response=self._asgi_answered,
+        )
+        cycle.body = bytearray(request.body)
+        cycle.more_body = False
+        cycle.message_event.set()
+        task = self.loop.create_task(cycle.run_asgi(self.config.loaded_app))
+        task.add_done_callback(self.server_state.tasks.discard)
+        self.server_state.tasks.add(task)
+
+    def _asgi_answered(self) -> None:
+        self.cycle = None
+        self.waits_since = self.loop.time()
+        self.loop.call_soon(self._next)
+
+    # What a handler calls (gateway.v1.exchange.Client) -------------------------------------------------------
+
+    def common_headers(self) -> bytes:
+        lines = b"".join(b"%b: %b\r\n" % header for header in self.server_state.default_headers)
+        return lines if self.keep_alive else lines + b"connection: close\r\n"
+
+    def write(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def finish(self) -> None:
+        self.handler = None
+        self.server_state.total_requests += 1
+        self.waits_since = self.loop.time()
+        if not self.keep_alive:
+            self.close()
+        elif self.waiting:
+            self.loop.call_soon(self._next)  # not on the spot: pipelined refusals would nest without end
+
+    def abort(self) -> None:
+        self.handler = None
+        self.transport.abort()
+
+    # Ends ---------------------------------------------------------------------------------------------------
+
+    def _reject(self, path: bytes, error: ServiceError) -> None:
+        self.keep_alive = False
+        head, _, body = self.plane.render(path, error).partition(b"\r\n\r\n")
+        self.transport.write(head + b"\r\n" + self.common_headers() + b"\r\n" + body)
+        self.close()
+
+    def _refuse_rest(self, error: ServiceError) -> None:
+        """The body is too much: answer now, read no more."""
+        request, self.request = self.request, None
+        self.body = []
+        if request is not None:
+            request.refused, request.keep_alive = error, False
+            self._queue(request)
+        self.closing = True
+        self.flow.pause_reading()
+
+    def _fail(self, error: ServiceError) -> None:
+        """What came is not a request: answer it if nothing else is being answered, and close."""
+        if self.closing:
+            return
+        self.closing = True
+        if self._busy() or self.waiting:
+            self.keep_alive = False  # what is being answered ends first
+        else:
+            self._reject(self.target.partition(b"?")[0], error)
+
+    def close(self) -> None:
+        self.closing = True
+        self.transport.close()
+
+    def shutdown(self) -> None:
+        """uvicorn's call at the end: finish what is being answered, close what is idle."""
+        if self._busy() or self.waiting:
+            self.keep_alive = False
+            if self.cycle is not None:
+                self.cycle.keep_alive = False
+        else:
+            self.close()
+
+    def sweep(self, now: float) -> None:
+        """Enforce this connection's deadlines."""
+        bounds = self.bounds
+        if self.write_paused_at is not None and now - self.write_paused_at > bounds.write_idle_timeout_s:
+            self.transport.abort()  # connection_lost tells the handler
+        elif self.transport.is_closing():
+            if now - self.waits_since > bounds.write_idle_timeout_s:
+                self.transport.abort()
+        elif self._busy():
+            return
+        elif self.request is not None:
+            if now - self.waits_since > bounds.body_timeout_s:
+                self._fail(RequestTimeout("The request's body did not arrive in time."))
+        elif self.in_head or self.head_bytes or self.waits_since == 0:
+            if now - self.waits_since > bounds.header_timeout_s:
+                self._fail(RequestTimeout("The request's headers did not arrive in time."))
+        elif now - self.waits_since > self._idle_limit():
+            self.transport.abort()
+
+    def _idle_limit(self) -> float:
+        """A connection that has never asked anything gets a header's time, one that has the keep-alive time."""
+        return self.bounds.keepalive_s if self.target else self.bounds.header_timeout_s
+
+    def _headers_too_large(self) -> HeadersTooLarge:
+        return HeadersTooLarge(
+            f"The request's headers are larger than {self.bounds.max_header_bytes} bytes or more than "
+            f"{self.bounds.max_headers}."
+        )
+
+    def _body_too_large(self) -> RequestTooLarge:
+        return RequestTooLarge(f"The request's body is larger than {self.bounds.max_body_bytes} bytes.")

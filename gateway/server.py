@@ -1,0 +1,231 @@
+"""The servers of one gateway process: public and admin port (and /metrics alone where asked), from start to drain.
+
+Owns sockets, signals and the one sweep that watches every deadline. Must not know what is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import ipaddress
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import uvicorn
+
+from adapters.errors import InvalidRequest, ServiceError
+from gateway import logs
+from gateway.app import Gateway, open_gateway
+from gateway.errors import ShuttingDown
+from gateway.protocol import Connection
+from gateway.settings import Settings
+
+SWEEP_S = 0.25
+LAST_WORDS_S = 1.0  # for error events to reach their callers after the drain's deadline
+
+OnStarted = Callable[[Gateway], Awaitable[None]]
+
+
+class ListenError(ServiceError):
+    code = "cannot_listen"
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server without its signal handling, which would re-raise the signal (exit 143, not 0)."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def _log_started_message(self, listeners: Any) -> None:
+        pass  # we bind the sockets and say so ourselves
+
+
+def run(settings: Settings) -> int:
+    """`loragate serve`: until a signal; the process's exit code."""
+    logs.start(settings.log.level)
+    uvloop = _uvloop()
+    with asyncio.Runner(loop_factory=uvloop) as runner:
+        runner.run(serve(settings))
+    return 0
+
+
+async def serve(
+    settings: Settings,
+    *,
+    engine_states: Callable[[], list[dict[str, Any]]] | None = None,
+    on_started: OnStarted | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT (or `stop`), then drain; a second signal ends the drain. ListenError, ServiceError.
+
+    engine_states: what supervises engines on this machine says about them, for the status.
+    on_started: awaited once both ports accept.
+    """
+    _check_admin_host(settings)
+    stop = stop or asyncio.Event()
+    hurry = asyncio.Event()
+    with _listeners(settings) as sockets, _signals(stop, hurry):
+        async with open_gateway(settings, engine_states=engine_states) as gateway:
+            servers = _servers(gateway, sockets)
+            running = [asyncio.create_task(server.serve(sockets=[sock])) for server, sock in servers]
+            sweep = asyncio.create_task(_sweep(gateway, servers[0][0]))
+            try:
+                await _until(lambda: all(server.started for server, _ in servers), running)
+                if on_started is not None:
+                    await on_started(gateway)
+                await _first(stop.wait(), *running)
+                await _drain(gateway, servers[0][0], running[0], hurry)
+            finally:
+                for server, _ in servers:
+                    server.should_exit = server.force_exit = True
+                    for connection in list(server.server_state.connections):
+                        connection.shutdown()
+                        if connection.transport is not None:
+                            connection.transport.abort()
+                await asyncio.gather(*running, return_exceptions=True)
+                sweep.cancel()
+                await asyncio.gather(sweep, return_exceptions=True)
+
+
+def _servers(gateway: Gateway, sockets: list[socket.socket]) -> list[tuple[Server, socket.socket]]:
+    public = functools.partial(Connection, plane=gateway.routes, bounds=gateway.settings.receive)
+    apps = [(gateway.public_app, public), (gateway.admin_app, "httptools"), (gateway.metrics_app, "httptools")]
+    servers = []
+    for (app, protocol), sock in zip(apps, sockets, strict=False):
+        config = uvicorn.Config(
+            app,
+            http=protocol,  # type: ignore[arg-type]  # uvicorn calls it, a partial is as good as a class
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=2048,
+        )
+        servers.append((Server(config), sock))
+    return servers
+
+
+async def _sweep(gateway: Gateway, public: Server) -> None:
+    """Every deadline of every connection, caller's and engine's, looked at four times a second."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        now = loop.time()
+        for connection in list(public.server_state.connections):
+            if isinstance(connection, Connection):
+                connection.sweep(now)
+        for replica in gateway.proxy.fleet.replicas:
+            replica.upstream.sweep(now)
+        gateway.proxy.admission.sweep(now)
+
+
+async def _drain(gateway: Gateway, public: Server, running: asyncio.Task[None], hurry: asyncio.Event) -> None:
+    """Readiness off, wait, accept no more, let answers end, tell those that did not, close."""
+    drain = gateway.settings.drain
+    gateway.health.draining = True
+    await _first(hurry.wait(), asyncio.sleep(drain.delay_s))
+    public.should_exit = True  # closes the listener and what is idle, lets the rest finish
+    await _first(hurry.wait(), asyncio.sleep(drain.timeout_s), running)
+    gateway.proxy.draining = True
+    for connection in list(public.server_state.connections):
+        if isinstance(connection, Connection) and connection.handler is not None:
+            connection.handler.terminate(
+                ShuttingDown("This gateway is shutting down; the answer is not complete.", retry_after_s=1)
+            )
+    await _first(asyncio.sleep(LAST_WORDS_S), running)
+
+
+async def _first(*waits: Awaitable[Any]) -> None:
+    """Return when the first of them is over; the others are left alone if tasks, cancelled if made here."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task, wait in zip(tasks, waits, strict=True):
+            if task is not wait:
+                task.cancel()
+
+
+async def _until(condition: Callable[[], bool], running: list[asyncio.Task[None]]) -> None:
+    while not condition():
+        for task in running:
+            if task.done():
+                task.result()
+        await asyncio.sleep(0.005)
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event, hurry: asyncio.Event) -> Iterator[None]:
+    """First SIGTERM or SIGINT: stop; the second: hurry."""
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    wanted = (signal.SIGTERM, signal.SIGINT)
+    try:
+        for number in wanted:
+            loop.add_signal_handler(number, on_signal)
+    except (ValueError, RuntimeError):  # not the main thread: whoever runs us stops us
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number in wanted:
+            loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def _listeners(settings: Settings) -> Iterator[list[socket.socket]]:
+    places = [
+        (settings.public.host, settings.public.port, "--port"),
+        (settings.admin.host, settings.admin.port, "--admin-port"),
+    ]
+    if settings.metrics.port is not None:
+        places.append((settings.metrics.host, settings.metrics.port, "--metrics-port"))
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(contextlib.closing(listen(*place))) for place in places]
+
+
+def listen(host: str, port: int, flag: str) -> socket.socket:
+    """A bound, listening socket; ListenError says what to change."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
+            raise ListenError(
+                f"Port {port} on {host} is taken by another program. Stop that one, or choose another port with {flag}."
+            ) from None
+        reason = exc.strerror or str(exc)
+        raise ListenError(f"Cannot listen on {host} port {port}: {reason}. Choose another place with {flag}.") from None
+    sock.setblocking(False)
+    return sock
+
+
+def _check_admin_host(settings: Settings) -> None:
+    host = settings.admin.host
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local and not settings.admin.allow_remote:
+        raise InvalidRequest(
+            f"The admin port would be reachable from other machines on {host}. "
+            "Bind it to 127.0.0.1, or say --admin-allow-remote if a firewall or network policy guards it."
+        )
+
+
+def _uvloop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,431 @@
+"""The life of one inference request, top to bottom: who, what, how much, where, and the way back.
+
+`answer` is a list of steps; each lives in the file that its name says. Owns what is released at the end,
+whatever happened. Must not know SQL, sockets or where the snapshot comes from.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from adapters.errors import ServiceError
+from gateway.errors import ModelLoading, Overloaded, ShuttingDown, UpstreamError, UpstreamTimeout
+from gateway.metrics import Metrics, add
+from gateway.settings import Settings
+from gateway.v1 import fields, wire
+from gateway.v1.admission import Admission
+from gateway.v1.auth import authenticate
+from gateway.v1.dialect import prepare
+from gateway.v1.exchange import ClientGone, Exchange
+from gateway.v1.flow import PAUSE
+from gateway.v1.limits import Ledger, Reservation
+from gateway.v1.meter import BodyMeter, StreamMeter, usage_of
+from gateway.v1.routing import Fleet, Replica, resolve
+from gateway.v1.snapshot import EMPTY, Key, Snapshot, Target
+from gateway.v1.upstream import Fault
+
+log = logging.getLogger("loragate.proxy")
+
+BYTES_PER_TOKEN = 3  # a reservation's guess; English text has about 4, Chinese about 3
+DEFAULT_ANSWER_TOKENS = 1024  # reserved where the caller names no max_tokens
+HOLD_BYTES = 1024 * 1024  # a whole answer up to here is held, so that a broken one becomes a 502
+NO_MODEL = "none"  # metrics label of requests that named no model of ours
+
+TRY_ELSEWHERE = frozenset({Fault.REFUSED, Fault.CONNECT_TIMEOUT, Fault.RESET, Fault.PROTOCOL, Fault.POOL_FULL})
+
+RecordUsage = Callable[[str, str, int, int], None]  # key id, public name, prompt tokens, completion tokens
+
+
+@dataclass(slots=True)
+class Work:
+    """What one request has taken and must give back."""
+
+    key: Key | None = None
+    target: Target | None = None
+    reservation: Reservation | None = None
+    replica: Replica | None = None
+    in_flight: bool = False
+    sent: bool = False  # an engine has seen it
+    prompt_guess: int = 0
+    usage: tuple[int, int] | None = None  # prompt, completion: as the engine said
+    code: str = "500"
+
+
+class Proxy:
+    """What all requests of one process share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        fleet: Fleet,
+        ledger: Ledger,
+        admission: Admission,
+        metrics: Metrics,
+        record_usage: RecordUsage,
+        ensure_loaded: Callable[[Target], Awaitable[None]],
+        pepper: bytes,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        new_request_id: Callable[[], bytes],
+    ) -> None:
+        self.settings = settings
+        self.caps = settings.caps
+        self.fleet = fleet
+        self.ledger = ledger
+        self.admission = admission
+        self.metrics = metrics
+        self.clock = clock
+        self.wall = wall
+        self.new_request_id = new_request_id
+        self.hold_bytes = HOLD_BYTES
+        self.snapshot: Snapshot = EMPTY
+        self.draining = False
+        self._record_usage = record_usage
+        self._ensure_loaded = ensure_loaded
+        self._pepper = pepper
+
+    async def answer(self, x: Exchange) -> None:
+        """Everything that happens to one request. Ends with the answer written or the connection cut."""
+        work = Work()
+        try:
+            checked = self._admit_caller(x, work)
+            await self._admit_load(x, work)
+            body = prepare(x.dialect, checked, _target(work).engine_name)
+            await self._ask_engine(x, work, body, checked.stream and x.dialect.streams)
+            if checked.stream and x.dialect.streams:
+                await self._pass_stream(x, work, checked)
+            else:
+                await self._pass_whole(x, work)
+            work.code = "200"
+        except ServiceError as error:
+            self._refuse(x, work, error)
+        except ClientGone:
+            self.metrics.client_closed += 1
+            work.code = "499"
+        except Exception:
+            log.exception("request %s failed inside the gateway", x.request_id.decode())
+            self._refuse(x, work, ServiceError("The gateway failed on this request. The operator's log says more."))
+        finally:
+            self._close(x, work)
+
+    # The way in ----------------------------------------------------------------------------------------
+
+    def _admit_caller(self, x: Exchange, work: Work) -> fields.Checked:
+        """Key, body, model, limits: all from memory, nothing waits."""
+        if self.draining:
+            raise ShuttingDown("This gateway is shutting down. Send the request again.", retry_after_s=1)
+        snapshot, wall = self.snapshot, self.wall()
+        key = work.key = authenticate(x.headers, snapshot.keys, self._pepper, wall)
+        checked = fields.check(x.dialect.fields, wire.parse(x.body, self.caps.depth), self.caps)
+        target = work.target = resolve(snapshot, key, checked.model)
+        work.prompt_guess = len(x.body) // BYTES_PER_TOKEN + 1
+        tokens = work.prompt_guess
+        if x.dialect.generates:
+            tokens += checked.n * (checked.max_tokens or DEFAULT_ANSWER_TOKENS)
+        try:
+            work.reservation = self.ledger.reserve(
+                key.id, key.limits, target.name, target.limits, tokens, x.received, wall
+            )
+        except ServiceError as error:
+            add(self.metrics.limited, error.code)
+            raise
+        return checked
+
+    async def _admit_load(self, x: Exchange, work: Work) -> None:
+        """A place in flight, at once or after a short wait in the queue."""
+        try:
+            ticket = self.admission.enter(x.flow.resume, x.received)
+        except Overloaded:
+            add(self.metrics.shed, "queue_full")
+            raise
+        if ticket is not None:
+            try:
+                while not ticket.admitted and not ticket.expired:
+                    await PAUSE
+            finally:
+                # Left while being admitted is the one case in which the place is ours and must go back.
+                ticket.left = not ticket.admitted
+            if ticket.expired:
+                add(self.metrics.shed, "queue_timeout")
+                raise Overloaded("The gateway was too busy to start this request in time.", retry_after_s=2)
+            self.metrics.queue_seconds.observe(self.clock() - x.received)
+        work.in_flight = True
+
+    # The engine ----------------------------------------------------------------------------------------
+
+    async def _ask_engine(self, x: Exchange, work: Work, body: bytes, stream: bool) -> None:
+        """Send it to a replica that has the weights; once more to another if nothing came back."""
+        target = _target(work)
+        tried: Replica | None = None
+        while True:
+            replica = await self._choose(target, tried)
+            error = await self._try(x, work, replica, body, stream)
+            if error is None:
+                return
+            again = tried is None and (isinstance(error, ModelLoading) or self.fleet.pick(target, replica) is not None)
+            if not again or not isinstance(error, (ModelLoading, _Elsewhere)):
+                raise error.public() if isinstance(error, _Elsewhere) else error
+            tried = replica
+
+    async def _choose(self, target: Target, not_this: Replica | None) -> Replica:
+        fleet = self.fleet
+        replica = fleet.pick(target, not_this) or fleet.pick(target)
+        if replica is not None:
+            return replica
+        if not fleet.any_ready():
+            raise UpstreamUnavailable("No engine is ready. GET /readyz says why.", retry_after_s=5)
+        await self._ensure_loaded(target)
+        replica = fleet.pick(target)
+        if replica is None:
+            raise ModelLoading(f"The model `{target.name}` is being loaded. Try again shortly.", retry_after_s=2)
+        return replica
+
+    async def _try(self, x: Exchange, work: Work, replica: Replica, body: bytes, stream: bool) -> ServiceError | None:
+        """One attempt. None: a 200 is coming in. An error: what to tell the caller, or _Elsewhere to try again."""
+        x.forget_answer()
+        x.start_stream = stream
+        work.replica = replica
+        replica.outstanding += 1
+        x.call = replica.upstream.post(x.dialect.path, body, x, x.request_id.decode())
+        if not work.sent:
+            self.metrics.overhead_seconds.observe(self.clock() - x.received)
+        work.sent = True
+        await x.settled()
+        error = self._verdict(x, work, replica)
+        if error is not None:
+            replica.outstanding -= 1
+            work.replica = None
+        return error
+
+    def _verdict(self, x: Exchange, work: Work, replica: Replica) -> ServiceError | None:
+        """What the first news of an attempt mean, for the caller and for the replica's standing."""
+        if x.fault is not None:
+            self._blame(replica, x.fault.value, x.fault_detail)
+            if x.fault in TRY_ELSEWHERE:
+                work.sent = x.fault is Fault.RESET or x.fault is Fault.PROTOCOL
+                return _Elsewhere(_CODES[x.fault])
+            return _fault_error(x.fault)
+        status = x.status
+        if status == 200:
+            wanted = b"text/event-stream" if x.start_stream else b"application/json"
+            if x.header(b"content-type").startswith(wanted):
+                return None
+            self._blame(replica, "protocol", "unexpected content type")
+            if x.call is not None:
+                x.call.cancel()
+            return _Elsewhere("upstream_protocol_error")
+        if status == 429 or status == 503:
+            return _Elsewhere("overloaded")
+        if 400 <= status < 500:
+            target = _target(work)
+            error = wire.from_engine_error(status, b"".join(x.parts), target.answer_name, target.engine_name)
+            if isinstance(error, ModelLoading):
+                replica.resident -= {target.engine_name}
+            work.sent = False  # the engine refused it: nothing was generated
+            return error
+        self._blame(replica, f"http_{status}", f"HTTP {status}")
+        return _Elsewhere("upstream_protocol_error" if status < 400 else "upstream_error")
+
+    def _blame(self, replica: Replica, kind: str, detail: str) -> None:
+        add(self.metrics.upstream_errors, replica.url, kind)
+        self.fleet.failed(replica, detail or kind, self.clock())
+
+    # The way back --------------------------------------------------------------------------------------
+
+    async def _pass_whole(self, x: Exchange, work: Work) -> None:
+        """One JSON body: held until it is whole, or passed on as it comes when it is large."""
+        target = _target(work)
+        if x.held > self.hold_bytes and not x.ended:
+            await self._pass_large(x, work)
+            return
+        body = b"".join(x.parts)
+        work.usage = usage_of(x.dialect, body)
+        if work.usage is None and (x.dialect.generates or not wire.is_object(body)):
+            self._blame(_replica(work), "protocol", "not the JSON it said it was")
+            raise UpstreamError("The engine's answer was not valid. Try again.", code="upstream_protocol_error")
+        self.fleet.succeeded(_replica(work))
+        if target.engine_name != target.answer_name:
+            body = wire.rename_model(body, target.engine_name, target.answer_name)
+        x.write_whole(200, self._answer_lines(x, work), body)
+
+    async def _pass_large(self, x: Exchange, work: Work) -> None:
+        lines = b"content-type: application/json\r\n" + self._answer_lines(x, work)
+        meter = BodyMeter(x.dialect, self.settings.upstream.max_answer_bytes)
+        x.start_passing(meter, lines)
+        await x.passed_through()
+        work.usage = meter.usage()
+        if x.fault is not None or meter.stopped:
+            add(self.metrics.stream_terminated, "upstream")
+            raise UpstreamError("The engine's answer broke off.", code="upstream_disconnected")
+        self.fleet.succeeded(_replica(work))
+        x.end_passing(b"")
+
+    async def _pass_stream(self, x: Exchange, work: Work, checked: fields.Checked) -> None:
+        """Events, as they come. A stream never ends quietly: its terminator, or our error event."""
+        target = _target(work)
+        rename = None
+        if target.engine_name != target.answer_name:
+            rename = (target.engine_name.encode(), target.answer_name.encode())
+        meter = StreamMeter(
+            x.dialect,
+            strip_usage=not checked.wants_usage,
+            strip_continuous=not checked.wants_continuous_usage,
+            max_event_bytes=self.settings.upstream.max_event_bytes,
+            rename=rename,
+        )
+        self.metrics.time_to_first_token.observe(self.clock() - x.received)
+        lines = (
+            b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
+        )
+        x.start_passing(meter, lines + self._answer_lines(x, work))
+        try:
+            await x.passed_through()
+        finally:
+            work.usage = _stream_usage(meter, work.prompt_guess)
+        reason = _broken(x, meter)
+        if reason is None:
+            self.fleet.succeeded(_replica(work))
+            x.end_passing(b"")
+            return
+        self._blame(_replica(work), reason, reason)
+        add(self.metrics.stream_terminated, reason)
+        raise UpstreamError(_STREAM_REASONS[reason], code=_STREAM_CODES.get(reason, "upstream_disconnected"))
+
+    def _answer_lines(self, x: Exchange, work: Work) -> bytes:
+        target, key = _target(work), work.key
+        lines = b"x-loragate-model: %b\r\n" % target.answer_name.encode()
+        if key is None:
+            return lines
+        return lines + self.ledger.headers(key.id, target.name, self.clock())
+
+    # The end -------------------------------------------------------------------------------------------
+
+    def _refuse(self, x: Exchange, work: Work, error: ServiceError) -> None:
+        """Tell the caller: as an HTTP answer, or as the last event of a stream that has begun."""
+        work.code = str(error.status)
+        if not x.started:
+            lines = wire.error_lines(error)
+            if work.key is not None and work.target is not None:
+                lines += self.ledger.headers(work.key.id, work.target.name, self.clock())
+            x.write_whole(error.status, lines, x.dialect.error_body(error))
+        elif isinstance(x.meter, StreamMeter):
+            if isinstance(error, ShuttingDown):
+                add(self.metrics.stream_terminated, "shutdown")
+            x.end_passing(x.meter.boundary() + x.dialect.error_event(error))
+        else:
+            x.client.abort()
+
+    def _close(self, x: Exchange, work: Work) -> None:
+        """Everything taken goes back, exactly once, in whatever way the request ended."""
+        if x.call is not None and not x.ended and x.fault is None:
+            x.call.cancel()
+        if work.replica is not None:
+            work.replica.outstanding -= 1
+        if work.in_flight:
+            self.admission.leave()
+        metrics, key, target = self.metrics, work.key, work.target
+        name = target.name if target is not None else NO_MODEL
+        metrics.requests.add((x.dialect.name, name, work.code))
+        metrics.request_seconds.observe(self.clock() - x.received)
+        if work.reservation is None or key is None or target is None:
+            return
+        if not work.sent:
+            work.reservation.cancel()
+            return
+        prompt, completion = work.usage or self._unknown_usage(work)
+        work.reservation.settle(prompt + completion)
+        self._record_usage(key.id, name, prompt, completion)
+        metrics.tokens.add((name, "prompt"), prompt)
+        metrics.tokens.add((name, "completion"), completion)
+
+    @staticmethod
+    def _unknown_usage(work: Work) -> tuple[int, int]:
+        """The engine did not say. A caller that left may have had it all: the reservation stands. A 5xx had nothing."""
+        if work.code == "499" and work.reservation is not None:
+            return work.prompt_guess, work.reservation.tokens - work.prompt_guess
+        return (work.prompt_guess, 0) if work.code == "200" else (0, 0)
+
+
+class UpstreamUnavailable(Overloaded):
+    """No replica is ready at all."""
+
+    code = "no_engine_ready"
+
+
+class _Elsewhere(ServiceError):
+    """Nothing has been shown to the caller: another replica may answer. `why` is the public code if none can."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def public(self) -> ServiceError:
+        if self.why == "overloaded":
+            return Overloaded("The engine has as many requests as it can take. Try again in a moment.", retry_after_s=2)
+        return UpstreamError(_MESSAGES[self.why], code=self.why)
+
+
+_CODES = {
+    Fault.REFUSED: "upstream_unreachable",
+    Fault.CONNECT_TIMEOUT: "upstream_unreachable",
+    Fault.RESET: "upstream_disconnected",
+    Fault.PROTOCOL: "upstream_protocol_error",
+    Fault.POOL_FULL: "overloaded",
+}
+_MESSAGES = {
+    "upstream_unreachable": "The engine could not be reached. Try again; the operator sees why in /readyz.",
+    "upstream_disconnected": "The engine closed the connection before it answered. Try again.",
+    "upstream_protocol_error": "The engine's answer was not valid. Try again.",
+    "upstream_error": "The engine failed on this request. Try again; the engine's log says why.",
+}
+_STREAM_REASONS = {
+    "upstream_cut": "The engine's connection was lost in the middle of the answer, which is not complete.",
+    "upstream_stalled": "The engine sent nothing for too long in the middle of the answer, which is not complete.",
+    "quiet_end": "The engine ended the answer without saying that it was complete.",
+    "half_event": "The engine's answer ended in the middle of an event and is not complete.",
+    "engine_error": "The engine reported an error in the middle of the answer, which is not complete.",
+    "oversized_event": "The engine sent an event that is larger than allowed; the answer is not complete.",
+}
+_STREAM_CODES = {
+    "upstream_stalled": "upstream_timeout",
+    "engine_error": "upstream_error",
+    "oversized_event": "upstream_protocol_error",
+}
+
+
+def _fault_error(fault: Fault) -> ServiceError:
+    if fault is Fault.CLOSED:
+        return ShuttingDown("This gateway is shutting down. Send the request again.", retry_after_s=1)
+    if fault in (Fault.FIRST_BYTE_TIMEOUT, Fault.IDLE_TIMEOUT):
+        return UpstreamTimeout("The engine did not answer in time. Try again, with a shorter request if you can.")
+    return UpstreamError(_MESSAGES["upstream_disconnected"], code="upstream_disconnected")
+
+
+def _broken(x: Exchange, meter: StreamMeter) -> str | None:
+    """Why a stream is not whole, None if it is. A fault after the terminator took nothing from the caller."""
+    if meter.saw_error:
+        return "engine_error"
+    if meter.oversized:
+        return "oversized_event"
+    if x.fault is not None and not meter.saw_terminator:
+        return "upstream_stalled" if x.fault is Fault.IDLE_TIMEOUT else "upstream_cut"
+    return meter.end()
+
+
+def _stream_usage(meter: StreamMeter, prompt_guess: int) -> tuple[int, int]:
+    """As the engine last said, else what was counted going by."""
+    if meter.has_usage:
+        return meter.prompt_tokens, meter.completion_tokens
+    return prompt_guess, meter.deltas
+
+
+def _target(work: Work) -> Target:
+    assert work.target is not None  # noqa: S101  # set by _admit_caller, before anything that asks
+    return work.target
+
+
+def _replica(work: Work) -> Replica:
+    assert work.replica is not None  # noqa: S101  # set by _try, which returned None
+    return work.replica

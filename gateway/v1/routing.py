@@ -1,0 +1,115 @@
+"""Which weights a name means, and which replica answers: the least busy one that has them.
+
+Owns what requests teach about replicas (outstanding, failures, ejection). What probes and the reconciler
+learn is written here from outside. Must not know sockets, bodies or limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+from gateway.errors import ModelNotFound
+from gateway.settings import Health
+from gateway.v1.snapshot import Key, Snapshot, Target
+from gateway.v1.upstream import Upstream
+
+
+class ReplicaState(StrEnum):
+    STARTING = "starting"  # not yet seen to answer
+    READY = "ready"
+    EJECTED = "ejected"  # answers failed; a probe on the data path brings it back
+    UNREACHABLE = "unreachable"
+    REFUSED = "refused"  # serves another base than its pool
+
+
+class Replica:
+    """One engine as the data plane sees it."""
+
+    __slots__ = (
+        "ejected_until", "ejections", "failures", "outstanding", "reason", "resident", "state", "upstream", "url",
+    )  # fmt: skip
+
+    def __init__(self, url: str, upstream: Upstream) -> None:
+        self.url = url
+        self.upstream = upstream
+        self.state = ReplicaState.STARTING
+        self.reason = "the engine has not answered yet"
+        self.resident: frozenset[str] = frozenset()  # engine names it has loaded
+        self.outstanding = 0
+        self.failures = 0  # in a row
+        self.ejections = 0  # in a row
+        self.ejected_until = 0.0
+
+    def has(self, target: Target) -> bool:
+        return target.version is None or target.engine_name in self.resident
+
+
+class Fleet:
+    """All replicas of the one base model."""
+
+    def __init__(self, replicas: Sequence[Replica], health: Health) -> None:
+        self.replicas = tuple(replicas)
+        self._health = health
+        self._turn = 0  # equal replicas take turns
+
+    def pick(self, target: Target, not_this: Replica | None = None) -> Replica | None:
+        """The ready replica with the fewest requests outstanding that has `target` loaded; None if there is none."""
+        best: Replica | None = None
+        replicas = self.replicas
+        count = len(replicas)
+        self._turn = turn = (self._turn + 1) % count if count else 0
+        for i in range(count):
+            replica = replicas[(turn + i) % count]
+            if (
+                replica.state is ReplicaState.READY
+                and replica is not not_this
+                and (best is None or replica.outstanding < best.outstanding)
+                and replica.has(target)
+            ):
+                best = replica
+        return best
+
+    def any_ready(self) -> bool:
+        return any(replica.state is ReplicaState.READY for replica in self.replicas)
+
+    def succeeded(self, replica: Replica) -> None:
+        replica.failures = 0
+        replica.ejections = 0
+
+    def failed(self, replica: Replica, reason: str, now: float) -> None:
+        """A transport fault or 5xx; never called for a caller's own mistake (4xx)."""
+        replica.failures += 1
+        if replica.failures < self._health.eject_after or replica.state is not ReplicaState.READY:
+            return
+        replica.ejections += 1
+        pause = min(self._health.eject_s * replica.ejections, self._health.max_eject_s)
+        replica.state, replica.ejected_until = ReplicaState.EJECTED, now + pause
+        replica.reason = f"{replica.failures} failures in a row, the last: {reason}"
+
+    def probed(self, replica: Replica, reason: str | None, now: float) -> None:
+        """What a probe on the data path found: None for an answer, else why not."""
+        if reason is not None:
+            if replica.state is not ReplicaState.EJECTED:
+                started = replica.state is not ReplicaState.STARTING
+                replica.state = ReplicaState.UNREACHABLE if started else ReplicaState.STARTING
+            replica.reason = reason
+            return
+        if replica.state is ReplicaState.EJECTED and now < replica.ejected_until and self.any_ready():
+            return  # others can do the work: let it rest
+        if replica.state is not ReplicaState.READY:
+            replica.state, replica.reason, replica.failures = ReplicaState.READY, "", 0
+
+
+def resolve(snapshot: Snapshot, key: Key, model: str) -> Target:
+    """The weights that `model` means for this key: a listed name, or `name@<12 hex>`; ModelNotFound.
+
+    A model that the key may not see is answered like one that does not exist.
+    """
+    target = snapshot.models.get(model) or snapshot.versions.get(model)
+    if target is None or (key.models is not None and target.name not in key.models):
+        raise ModelNotFound(
+            f"The model `{model[:128]}` does not exist or this key may not use it. GET /v1/models lists what it may.",
+            param="model",
+        )
+    return target

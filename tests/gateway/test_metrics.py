@@ -1,0 +1,70 @@
+"""What a scrape shows (labels in alphabetical order of their names): names, the bounded model label, and that no counter ever goes down."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.metrics import MODEL_LABELS, Metrics, add
+
+
+def series(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
+    found: dict[tuple[str, ...], float] = {}
+    for family in text_string_to_metric_families(metrics.render().decode()):
+        for sample in family.samples:
+            if sample.name == name:
+                found[tuple(sample.labels.values())] = sample.value
+    return found
+
+
+def test_every_metric_of_the_contract_is_on_the_page() -> None:
+    metrics = Metrics()
+    page = metrics.render().decode()
+    for name in (
+        "requests", "tokens", "limited", "shed", "stream_terminated", "upstream_errors", "client_closed",
+    ):  # fmt: skip
+        assert f"# TYPE loragate_{name}_total counter" in page
+    for name in (
+        "request_seconds", "time_to_first_token_seconds", "inter_token_seconds", "queue_seconds",
+        "overhead_seconds", "adapter_load_seconds",
+    ):  # fmt: skip
+        assert f"# TYPE loragate_{name} histogram" in page
+    for name in ("in_flight", "replica_up", "adapters"):
+        assert f"# TYPE loragate_{name} gauge" in page
+
+
+def test_the_busiest_models_have_a_label_and_the_rest_share_one() -> None:
+    metrics = Metrics()
+    for i in range(10_000):
+        metrics.requests.add(("chat", f"m{i}", "200"), 2 if i < MODEL_LABELS else 1)
+    shown = series(metrics, "loragate_requests_total")
+    assert len(shown) == MODEL_LABELS + 1
+    assert shown["200", "m3", "chat"] == 2
+    assert shown["200", "other", "chat"] == 10_000 - MODEL_LABELS
+
+
+def test_no_series_goes_down_when_a_model_gets_its_own_label() -> None:
+    metrics = Metrics()
+    metrics.requests.add(("chat", "early", "200"))
+    before = series(metrics, "loragate_requests_total")
+    for i in range(MODEL_LABELS + 20):
+        metrics.requests.add(("chat", f"late{i}", "200"), 1 + i)
+        after = series(metrics, "loragate_requests_total")
+        assert all(after.get(labels, 0) >= value for labels, value in before.items())
+        assert sum(after.values()) == sum(before.values()) + 1 + i
+        before = after
+    assert len(before) == MODEL_LABELS + 1
+
+
+def test_histograms_count_into_the_right_bucket() -> None:
+    metrics = Metrics()
+    for seconds in (0.001, 0.005, 0.3, 500.0):
+        metrics.request_seconds.observe(seconds)
+    shown = series(metrics, "loragate_request_seconds_bucket")
+    assert (shown["0.005",], shown["0.5",], shown["120.0",], shown["+Inf",]) == (2, 3, 3, 4)
+
+
+def test_rare_counters_add_up() -> None:
+    metrics = Metrics()
+    add(metrics.limited, "rate_limit_exceeded")
+    add(metrics.limited, "rate_limit_exceeded")
+    assert series(metrics, "loragate_limited_total") == {("rate_limit_exceeded",): 2}
