@@ -137,8 +137,8 @@ def _headroom(samples: Samples) -> str:
     generator, mock = cell(of(direct, "generator_us"), 1), cell(of(direct, "cpu_us"), 1)
     return (
         f"Without a proxy, at 16 connections, the load generator spends {generator} µs of CPU and the mock engine\n"
-        f"{mock} µs a request: neither is what limits a peer. They share the cores with it, though, so requests per second and\n"
-        "latency under full load say less than CPU time does."
+        f"{mock} µs a request: neither is what limits a peer. They share the cores with it, though, so requests per\n"
+        "second and latency under full load say less than CPU time does."
     )
 
 

@@ -36,6 +36,7 @@ SCENARIOS = (
     Scenario("rate2000", Plan(64, seconds=2.0, rate=2000)),
     Scenario("streams", Plan(64, streams=128), streaming=True),
 )
+WARM_UP = Scenario("warm-up", Plan(16, seconds=0.5))
 
 
 @dataclass(slots=True)
@@ -113,7 +114,7 @@ def side_by_side(
                 else:
                     stack.callback(peer.stop)
                     peers.append(peer)
-        reach = {peer.name: turn(peer, SCENARIOS[1]).get("rps", 0.0) for peer in peers}  # and warms everybody up
+        reach = {peer.name: turn(peer, WARM_UP).get("rps", 0.0) for peer in peers}  # and warms everybody up
         for number in range(rounds):
             began = time.monotonic()
             for scenario in scenarios:
