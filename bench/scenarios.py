@@ -70,6 +70,7 @@ def figures(outcome: Outcome) -> Sample:
             found[f"{name}_p50"] = percentile(values, 0.5) * 1e6
             found[f"{name}_p99"] = percentile(values, 0.99) * 1e6
     if outcome.tokens:
+        found["tokens"] = outcome.tokens
         found["token_cpu_us"] = outcome.peer_cpu_s / outcome.tokens * 1e6
         found["tokens_per_s"] = outcome.tokens / outcome.seconds
     return found

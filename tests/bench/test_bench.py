@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from bench.load import Endpoint, LoadFailed, Plan, chat_request, run_load
 from bench.measure import cpu_seconds, memory
 from bench.mock_engine import ANSWER_BYTES, MODEL, chat_body
 from bench.profile import summarise
+from bench.real import Side, through_and_direct
 from bench.report import Run, render
 from bench.scenarios import figures, percentile
 
@@ -170,3 +172,33 @@ def test_monotonic_clock_is_shared_between_processes() -> None:
         [sys.executable, "-c", "import time; print(time.monotonic_ns())"], capture_output=True, check=True
     )
     assert before < int(said.stdout) < time.monotonic_ns()
+
+
+def test_real_comparison_counts_the_engines_own_usage(mock: tuple[int, int]) -> None:
+    """Both sides are the mock here: the same tokens must be counted on both, as its usage chunk says."""
+    side_of = Side(f"http://127.0.0.1:{mock[1]}", None, ("a", "b"))
+    found = through_and_direct(side_of, side_of, rounds=2, streams=2, max_tokens=10, extra={"ignore_eos": True})
+    for turns in found.samples.values():
+        assert [(turn["completed"], turn["failed"], turn["tokens"]) for turn in turns] == [(8, 0, 80)] * 2
+        assert all(turn["tokens_per_s"] > 0 for turn in turns)
+    text = render([Run("real", "today", "a machine", asdict(found))])
+    assert "2 concurrent streams of 10 tokens over 2 models" in text
+    assert "| real vLLM: direct tokens/s ÷ through the gateway |" in text
+
+
+def test_large_registry_is_judged_against_the_empty_one() -> None:
+    turns = {"empty": [{"cpu_us": 50.0, "rps": 1.0}], "full": [{"cpu_us": 60.0, "rps": 1.0}]}
+    used = {"rss_mb": 120.0, "pss_mb": 80.0}
+    data = {
+        "adapters": 10_000,
+        "keys": 10_000,
+        "used": 64,
+        "samples": turns,
+        "starts": {"empty": 1.0, "full": 1.4},
+        "scrapes_ms": {"empty": [2.0], "full": [3.0, 5.0]},
+        "memory": {"empty": used, "full": used},
+    }
+    text = render([Run("registry", "today", "a machine", data)])
+    assert "| CPU per request with 10,000 adapters and keys ÷ empty | 1.20 | 1.10 | **not met** |" in text
+    assert "| /metrics scrape with them, ms | 4.0 (3.0–5.0) | 100.0 | met |" in text
+    assert "| memory with them (RSS), MB | 120 | 100 | **not met** |" in text
