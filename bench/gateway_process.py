@@ -10,19 +10,20 @@ import sys
 import urllib.request
 from pathlib import Path
 
+CHECKOUT = Path(__file__).resolve().parent.parent
 PLENTY = 10**9  # limits that are kept and counted on every request but never reached
 
 
 def gateway_command(engine: int, port: int, admin: int, data_dir: Path) -> list[str]:
-    """`loragate serve` of the environment that runs the bench."""
-    command = [str(Path(sys.executable).with_name("loragate")), "serve", "--engine", f"http://127.0.0.1:{engine}"]
+    """`loragate serve` of this checkout, installed or not, in the environment that runs the bench."""
+    command = [sys.executable, "-m", "gateway", "serve", "--engine", f"http://127.0.0.1:{engine}"]
     return [*command, "--port", str(port), "--admin-port", str(admin), "--data-dir", str(data_dir)]
 
 
 def gateway_environ(model: str) -> dict[str, str]:
     """Limits of the model too, so that both levels of every limiter do their work."""
     limits = {model: {"rpm": PLENTY, "tpm": PLENTY, "concurrency": 4096, "daily_tokens": 10**15}}
-    return {"LORAGATE__MODEL_LIMITS": json.dumps(limits)}
+    return {"LORAGATE__MODEL_LIMITS": json.dumps(limits), "PYTHONPATH": str(CHECKOUT)}
 
 
 def create_key(admin: int, data_dir: Path) -> str:
