@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,11 +67,9 @@ def _read(path: Path) -> bytes | None:
 
 def _create(path: Path, content: bytes) -> bytes:
     """Write `content` beside `path` and link it into place: nobody reads half a secret, a loser takes the winner's."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # 0600 from its first moment
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
@@ -78,7 +77,7 @@ def _create(path: Path, content: bytes) -> bytes:
                 os.fsync(file.fileno())
             os.link(draft, path)
         finally:
-            draft.unlink(missing_ok=True)
+            os.unlink(draft)
     except FileExistsError:
         return path.read_bytes()
     except OSError as exc:

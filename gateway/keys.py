@@ -18,8 +18,9 @@ from gateway import keyfiles, store
 from gateway.errors import Forbidden
 from gateway.store import ApiKey, Grant, Page
 from gateway.tokens import ID_LENGTH, ROOT_ID, digest, mint, parse, verify
-from gateway.v1.snapshot import Credential, Key
+from gateway.v1.snapshot import Credential, Key, Limits
 
+# gateway.admin takes the shared types from here, because it may not import gateway.v1.
 __all__ = [
     "SCOPES",
     "ApiKey",
@@ -27,6 +28,7 @@ __all__ = [
     "Issued",
     "Key",
     "KeyService",
+    "Limits",
     "digest",
     "mint",
     "parse",

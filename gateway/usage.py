@@ -17,7 +17,9 @@ from adapters.db import Database
 from gateway import store
 from gateway.store import Page, UsageQuery, UsageRow
 
-log = logging.getLogger(__name__)
+__all__ = ["DayTotals", "UsageQuery", "UsageRecorder", "UsageRow", "UsageService", "utc_day"]
+
+log = logging.getLogger("loragate.usage")
 
 DAY_S = 86_400
 BATCH = 2_000  # rows per transaction: about 10 ms, so that other writers are not kept waiting

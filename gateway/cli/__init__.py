@@ -1,0 +1,57 @@
+"""The `loragate` command. Client commands talk to a running gateway's admin API and import nothing heavy.
+
+A command's module is imported when the command is used: `loragate --help` must not pay for FastAPI or SQLAlchemy.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+import click
+
+from adapters.errors import ServiceError
+
+# name → module, attribute, the line in --help
+COMMANDS = {
+    "up": ("gateway.cli.local", "up", "Run everything on this machine: engine, gateway, demo adapters."),
+    "serve": ("gateway.cli.serve", "serve", "Run the gateway alone, in front of engines that already run."),
+    "doctor": ("gateway.cli.local", "doctor", "Say what this machine has and what is missing."),
+    "status": ("gateway.cli.status", "status", "Show engines, adapters and keys of the running gateway."),
+    "keys": ("gateway.cli.keys", "keys", "Create, list, rotate and revoke API keys."),
+    "adapters": ("gateway.cli.adapters", "adapters", "Register, promote, roll back and remove LoRA adapters."),
+    "usage": ("gateway.cli.usage", "usage", "Show requests and tokens per key, model and day."),
+}
+
+
+class LazyGroup(click.Group):
+    """Finds commands in COMMANDS; a module that is not installed has no commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name, (module, _, _) in COMMANDS.items() if importlib.util.find_spec(module) is not None]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), attribute)
+        return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except ServiceError as error:  # an expected failure is one sentence, exit code 1
+            raise click.ClickException(error.message) from None
+
+
+@click.group(cls=LazyGroup, epilog="Example: loragate keys create --name my-app")
+@click.version_option(package_name="loragate", prog_name="loragate")
+def main() -> None:
+    """OpenAI-compatible gateway: one base model on vLLM, many LoRA adapters beside it.
+
+    The data directory is --data-dir, else LORAGATE_HOME, else the platform's user data directory.
+    """

@@ -1,0 +1,152 @@
+"""`loragate adapters …`: register, list, show, check, load, unload, promote, rollback, remove."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gateway.cli import output
+from gateway.cli.client import segment
+from gateway.cli.session import Session, session
+
+PATH = "/admin/v1/adapters"
+LOAD_TIMEOUT_S = 600.0  # copying and loading gigabytes of weights into several engines
+
+
+@click.group()
+def adapters() -> None:
+    """LoRA adapters: what is registered, what answers, what the engines have.
+
+    Example: loragate adapters register ./my-adapter --name customer-service --promote
+    """
+
+
+@adapters.command(epilog="Example: loragate adapters register ./my-adapter --name customer-service --promote")
+@click.argument("source")
+@click.option("--name", required=True, help="The public name, which callers send as `model`.")
+@click.option("--promote", is_flag=True, help="Let the name answer with it at once.")
+@click.option("--notes", default="", help="Anything worth remembering about this version.")
+@session
+def register(gateway: Session, source: str, name: str, promote: bool, notes: str) -> None:
+    """Check SOURCE, a folder in PEFT's format, store it as a new version and load it into every engine."""
+    body = {"source": _place(source), "name": name, "promote": promote, "notes": notes}
+    gateway.show(gateway.call("POST", PATH, body=body, timeout_s=LOAD_TIMEOUT_S), _shown)
+
+
+@adapters.command("list", epilog="Example: loragate adapters list")
+@click.option("--after", help="Name of the last adapter already seen.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
+@session
+def list_adapters(gateway: Session, after: str | None, limit: int) -> None:
+    """All adapters by name."""
+    gateway.show(gateway.call("GET", PATH, query={"after": after, "limit": limit}), _listed)
+
+
+@adapters.command(epilog="Example: loragate adapters show customer-service")
+@click.argument("name")
+@session
+def show(gateway: Session, name: str) -> None:
+    """One adapter with all its versions and where each is loaded."""
+    gateway.show(gateway.call("GET", f"{PATH}/{segment(name)}"), _shown)
+
+
+@adapters.command(epilog="Example: loragate adapters check ./my-adapter")
+@click.argument("source")
+@session
+def check(gateway: Session, source: str) -> None:
+    """Say whether SOURCE could be served, without storing or loading it."""
+    answer = gateway.call("POST", f"{PATH}/check", body={"source": _place(source)}, timeout_s=LOAD_TIMEOUT_S)
+    gateway.show(answer, lambda report: output.pairs(report.items()))
+
+
+@adapters.command(epilog="Example: loragate adapters load customer-service --version 0123456789ab")
+@click.argument("name")
+@click.option("--version", help="12 hex digits; without it the live one.")
+@session
+def load(gateway: Session, name: str, version: str | None) -> None:
+    """Load a version into every engine and keep it there."""
+    _change(gateway, name, "load", version)
+
+
+@adapters.command(epilog="Example: loragate adapters unload customer-service --version 0123456789ab")
+@click.argument("name")
+@click.option("--version", help="12 hex digits.")
+@session
+def unload(gateway: Session, name: str, version: str | None) -> None:
+    """Take a version out of every engine; it stays in the store."""
+    _change(gateway, name, "unload", version)
+
+
+@adapters.command(epilog="Example: loragate adapters promote customer-service --version 0123456789ab")
+@click.argument("name")
+@click.option("--version", help="12 hex digits; without it the newest.")
+@session
+def promote(gateway: Session, name: str, version: str | None) -> None:
+    """Let the public name answer with a version."""
+    _change(gateway, name, "promote", version)
+
+
+@adapters.command(epilog="Example: loragate adapters rollback customer-service")
+@click.argument("name")
+@session
+def rollback(gateway: Session, name: str) -> None:
+    """Let the public name answer with the version before."""
+    _change(gateway, name, "rollback", None)
+
+
+@adapters.command(epilog="Example: loragate adapters remove customer-service")
+@click.argument("name")
+@session
+def remove(gateway: Session, name: str) -> None:
+    """Remove an adapter with all its versions, from the engines and from the store."""
+    answer = gateway.call("DELETE", f"{PATH}/{segment(name)}", timeout_s=LOAD_TIMEOUT_S)
+    gateway.show(answer, lambda _: click.echo(f"Removed {output.text(name)}."))
+
+
+def _change(gateway: Session, name: str, verb: str, version: str | None) -> None:
+    body = {} if version is None else {"version": version}
+    answer = gateway.call("POST", f"{PATH}/{segment(name)}/{verb}", body=body, timeout_s=LOAD_TIMEOUT_S)
+    gateway.show(answer, _shown)
+
+
+def _place(source: str) -> str:
+    """A folder here is named as the gateway can find it from its own working directory."""
+    return str(Path(source).absolute()) if Path(source).exists() else source
+
+
+def _listed(page: dict[str, Any]) -> None:
+    items = page["data"]
+    if items:
+        columns = ("NAME", "LIVE", "PREVIOUS", "VERSIONS", "LOADED")
+        output.table(columns, [_row(adapter) for adapter in items])
+    output.more(items, page["has_more"], items[-1]["name"] if items else None)
+
+
+def _row(adapter: dict[str, Any]) -> tuple[object, ...]:
+    versions = adapter["versions"]
+    live = next((version for version in versions if version["version"] == adapter["live"]), None)
+    replicas = live["replicas"] if live is not None else []
+    loaded = f"{sum(replica['state'] == 'resident' for replica in replicas)}/{len(replicas)}"
+    return (adapter["name"], adapter["live"], adapter["previous"], len(versions), loaded)
+
+
+def _shown(adapter: dict[str, Any]) -> None:
+    output.pairs((name, adapter.get(name)) for name in ("name", "live", "previous"))
+    rows = [
+        (
+            version["version"],
+            version["state"],
+            output.moment(version["created_at"]),
+            version["rank"],
+            output.size(version["size_bytes"]),
+            [
+                f"{replica['url']} {replica['state']} {replica['reason'] or ''}".strip()
+                for replica in version["replicas"]
+            ],
+            version["source"],
+        )
+        for version in adapter["versions"]
+    ]
+    output.table(("VERSION", "STATE", "CREATED", "RANK", "SIZE", "ENGINES", "SOURCE"), rows)

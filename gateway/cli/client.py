@@ -1,0 +1,163 @@
+"""The admin API as the CLI calls it: where it is, with which key, and what its refusals mean for the exit code.
+
+Standard library only: `loragate keys list` must start in a fraction of a second, and importing httpx takes 0.2 s.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+import click
+
+DEFAULT_URL = "http://127.0.0.1:8001"
+URL_FILE = "admin.url"  # where a running gateway says which admin port it has
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+
+
+class Refused(click.ClickException):
+    """The gateway said no. `document` is what --json shows."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, document: dict[str, Any] | None = None, code: str = "refused") -> None:
+        super().__init__(message)
+        self.document = document or {"error": {"message": message, "type": "cli_error", "param": None, "code": code}}
+
+
+class Unreachable(Refused):
+    """Nothing answers where the gateway should be."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the admin API is and the key for it; `source` says where the key came from."""
+
+    url: str
+    key: str | None = field(repr=False)
+    source: str
+
+
+def find(environ: Mapping[str, str], data_dir: Path | None, url: str | None) -> Place:
+    """The gateway that this command means: flags, then LORAGATE_ADMIN_URL and _KEY, then the data directory."""
+    home = _home(environ, data_dir)
+    where = url or environ.get("LORAGATE_ADMIN_URL") or _line(home / URL_FILE) or DEFAULT_URL
+    if environ.get("LORAGATE_ADMIN_KEY"):
+        return Place(where.rstrip("/"), environ["LORAGATE_ADMIN_KEY"].strip(), "LORAGATE_ADMIN_KEY")
+    file = home / "admin.key"
+    return Place(where.rstrip("/"), _line(file), str(file))
+
+
+class AdminClient:
+    """One call at a time; no redirects, no proxies: the key goes where it is told and nowhere else."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, Any] | None = None,
+        timeout_s: float = 60.0,
+    ) -> dict[str, Any]:
+        """The answer's JSON; Unreachable (exit 3), Refused (exit 1)."""
+        status, text = self._exchange(method, path, body, query, timeout_s)
+        try:
+            document = json.loads(text)
+        except ValueError:
+            document = None
+        if not isinstance(document, dict):
+            raise Refused(f"What answers at {self._place.url} is not a loragate gateway (status {status}).")
+        if status < 400:
+            return document
+        message = _message(document)
+        if status == 401 and self._place.key is None:
+            message = (
+                f"There is no admin key at {self._place.source}. Name the data directory, or set LORAGATE_ADMIN_KEY."
+            )
+        elif status == 401:
+            message = f"The gateway at {self._place.url} does not accept the admin key from {self._place.source}."
+        raise Refused(message, document)
+
+    def _exchange(
+        self, method: str, path: str, body: Mapping[str, Any] | None, query: Mapping[str, Any] | None, timeout_s: float
+    ) -> tuple[int, bytes]:
+        asked = {name: value for name, value in (query or {}).items() if value is not None}
+        target = path + ("?" + urlencode(asked) if asked else "")
+        headers = {"accept": "application/json"}
+        if self._place.key is not None:
+            headers["authorization"] = f"Bearer {self._place.key}"
+        content = None
+        if body is not None:
+            content = json.dumps(body).encode()
+            headers["content-type"] = "application/json"
+        connection = self._connection(timeout_s)
+        try:
+            connection.request(method, target, content, headers)
+            response = connection.getresponse()
+            return response.status, response.read(MAX_ANSWER_BYTES)
+        except TimeoutError:
+            raise Refused(f"The gateway at {self._place.url} did not answer within {timeout_s:.0f} s.") from None
+        except (OSError, http.client.HTTPException):
+            raise Unreachable(
+                f"No gateway answers at {self._place.url}. "
+                "Start one with `loragate up` (everything on this machine) or `loragate serve --engine URL`.",
+                code="gateway_unreachable",
+            ) from None
+        except ValueError:  # http.client refuses header values with line breaks or beyond Latin-1
+            raise Refused(f"The admin key from {self._place.source} is not one: it has odd characters.") from None
+        finally:
+            connection.close()
+
+    def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        try:
+            parts = urlsplit(self._place.url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host, port, parts = None, None, urlsplit("")
+        if host is None or parts.scheme not in ("http", "https"):
+            raise Refused(f"{self._place.url} is not an address such as {DEFAULT_URL}.")
+        if parts.scheme == "https":
+            return http.client.HTTPSConnection(host, port, timeout=timeout_s)
+        return http.client.HTTPConnection(host, port, timeout=timeout_s)
+
+
+def segment(text: str) -> str:
+    """One path segment of a URL, whatever the text."""
+    return quote(text, safe=":@")
+
+
+def _message(document: dict[str, Any]) -> str:
+    error = document.get("error")
+    return str(error.get("message")) if isinstance(error, dict) else "The gateway refused without saying why."
+
+
+def _line(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"Cannot read {path}: {getattr(error, 'strerror', None) or 'it is not text'}.") from None
+
+
+def _home(environ: Mapping[str, str], flag: Path | None) -> Path:
+    """The same rule as gateway.settings.data_dir, without importing pydantic."""
+    if flag is not None:
+        return flag.absolute()
+    home = environ.get("LORAGATE_HOME")
+    if home:
+        return Path(home).absolute()
+    from platformdirs import user_data_path
+
+    return user_data_path("loragate")
