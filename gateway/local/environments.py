@@ -1,0 +1,191 @@
+"""Managed environments: `<data>/environments/<kind>-<digest>`, made on first use, complete or not there at all.
+
+An environment is never moved (its scripts carry their own path), so a stamp written last is what makes it count, and
+one without a stamp is removed at the next start. The project itself is never installed into one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.local import pip
+from gateway.local.display import Display
+from gateway.local.errors import CannotStart, PackagesMissing, PlatformUnsupported
+from gateway.local.hardware import Hardware
+from gateway.local.locks import hold
+from gateway.local.pins import Kind
+from gateway.local.places import Places, need_space
+from gateway.local.platforms import need_platform, suitable_python
+from gateway.local.process import run
+from gateway.local.timings import Timings
+
+STAMP = "complete"
+REDRAW_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Environments:
+    """The environments of one data directory."""
+
+    places: Places
+    hardware: Hardware
+    environ: Mapping[str, str]
+    display: Display
+    clock: Callable[[], float]
+
+    async def ensure(self, kind: Kind) -> Path:
+        """The interpreter of a working environment of `kind`, made now if need be.
+
+        CannotStart and its kin, or StorageFull, with a sentence that says what to do.
+        """
+        own = self.environ.get(kind.variable)
+        if own:
+            return await self._own(Path(own), kind)
+        need_platform(self.hardware)
+        base = suitable_python(self.environ)
+        folder = self.folder(kind, base.version)
+        if await self._works(folder):
+            return python_of(folder)
+        with hold(
+            self.places.environments / f"{folder.name}.lock",
+            f"Another loragate (process {{pid}}) is making the environment for {kind.title}. "
+            "Wait until it is done, then start again.",
+        ):
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)  # half-made by a start that was killed
+            need_space(self.places.environments, kind.need_bytes, f"The environment for {kind.title}")
+            await self._make(kind, folder, base.path)
+        return python_of(folder)
+
+    def folder(self, kind: Kind, version: str) -> Path:
+        """Where an environment of `kind` for Python `version` (`3.11`) lies, there or not."""
+        return self.places.environments / f"{kind.name}-{kind.digest(version, self.hardware.machine)}"
+
+    def existing(self, kind: Kind) -> Path | None:
+        """The interpreter that `ensure` would use without making anything; None when it would have to."""
+        own = self.environ.get(kind.variable)
+        if own:
+            return Path(own)
+        try:
+            base = suitable_python(self.environ)
+        except PlatformUnsupported:
+            return None
+        folder = self.folder(kind, base.version)
+        return python_of(folder) if (folder / STAMP).is_file() else None
+
+    async def _own(self, python: Path, kind: Kind) -> Path:
+        code = f"import importlib.util as u, sys; sys.exit(0 if u.find_spec({kind.imports[0]!r}) else 3)"
+        try:
+            outcome = await run([str(python), "-c", code], env=pip.child_environ(self.environ))
+        except OSError as exc:
+            raise CannotStart(
+                f"{kind.variable} names {python}, which cannot be run: {exc.strerror}. Name a Python."
+            ) from None
+        if outcome.code != 0:
+            raise CannotStart(
+                f"{kind.variable} names {python}, which does not have {kind.imports[0]}. Install it there, or unset "
+                "the variable to let loragate make an environment."
+            )
+        return python
+
+    async def _works(self, folder: Path) -> bool:
+        if not (folder / STAMP).is_file():
+            return False
+        try:
+            return (await run([str(python_of(folder)), "-c", "pass"], env=pip.child_environ(self.environ))).code == 0
+        except OSError:  # the interpreter that it was made from is gone
+            return False
+
+    async def _make(self, kind: Kind, folder: Path, base: Path) -> None:
+        timings = Timings(self.places.timings)
+        began = self.clock()
+        try:
+            await self._venv(kind, folder, base)
+            await self._install(kind, folder, timings.last(kind.name))
+        except BaseException:  # a cancelled or failed build leaves nothing behind; it is raised on
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        seconds = self.clock() - began
+        stamp = {"kind": kind.name, "seconds": round(seconds, 1), "python": str(base)}
+        (folder / STAMP).write_text(json.dumps(stamp), encoding="utf-8")
+        timings.keep(kind.name, seconds)
+        self.display.end("ready")
+
+    async def _venv(self, kind: Kind, folder: Path, base: Path) -> None:
+        self.display.show(f"Making the environment for {kind.title}", "creating it")
+        outcome = await run([str(base), "-m", "venv", str(folder)], env=pip.child_environ(self.environ))
+        if outcome.code != 0:
+            advice = (
+                "install the system's package for it (python3-venv on Debian and Ubuntu)"
+                if "ensurepip" in (outcome.text)
+                else "correct that"
+            )
+            last = outcome.lines[-1][:200] if outcome.lines else "no output"
+            raise CannotStart(f"`{base} -m venv` failed: {last} Please {advice}, then start again.")
+
+    async def _install(self, kind: Kind, folder: Path, expected_s: float | None) -> None:
+        requirements = kind.requirements()
+        watch = pip.watch(folder)
+        drawing = asyncio.create_task(self._draw(kind, watch, len(requirements), expected_s))
+        try:
+            first = [line for line in requirements if kind.first and line.startswith(f"{kind.first}==")]
+            if first:
+                await self._install_first(kind, folder, first, watch)
+            with tempfile.TemporaryDirectory() as scratch:
+                rest = Path(scratch) / "pins.txt"
+                rest.write_text("\n".join(line for line in requirements if line not in first), encoding="utf-8")
+                outcome = await pip.install(
+                    python_of(folder), ["-r", str(rest)], environ=self.environ, on_line=watch.line
+                )
+            if outcome.code != 0:
+                raise pip.failure(outcome, kind.title)
+        finally:
+            drawing.cancel()
+            await asyncio.gather(drawing, return_exceptions=True)
+
+    async def _install_first(self, kind: Kind, folder: Path, first: list[str], watch: pip.Watch) -> None:
+        """The package with an index of its own: the configured indexes first, then that one as well.
+
+        Alone, so that no other package can come from that index.
+        """
+        python = python_of(folder)
+        outcome = await pip.install(python, first, environ=self.environ, on_line=watch.line)
+        if outcome.code != 0 and kind.index and pip.missing(outcome):
+            watch.collected = 0
+            self.display.say(f"The configured indexes do not have {first[0]}; asking {kind.index} as well.")
+            outcome = await pip.install(python, first, environ=self.environ, index=kind.index, on_line=watch.line)
+            if outcome.code != 0 and pip.missing(outcome):
+                raise PackagesMissing(
+                    f"Neither the package indexes that pip is configured with nor {kind.index} gave {first[0]}. Set "
+                    "PIP_EXTRA_INDEX_URL to an index that has it or PIP_FIND_LINKS to a folder with its wheel, "
+                    "then start again."
+                )
+        if outcome.code != 0:
+            raise pip.failure(outcome, kind.title)
+
+    async def _draw(self, kind: Kind, watch: pip.Watch, total: int, expected_s: float | None) -> None:
+        began = self.clock()
+        while True:
+            installed = watch.installed()
+            done = max(watch.collected, installed)
+            spent = self.clock() - began
+            # Getting and unpacking take about as long as each other; so each package counts twice.
+            share = (done + installed) / (2 * max(total - watch.ignored, 1))
+            left = expected_s - spent if expected_s else (spent / share - spent if share > 0.1 else None)
+            far = (
+                f"{installed} of {total - watch.ignored} packages installed"
+                if watch.installing and installed > 1
+                else (f"{done} of {total - watch.ignored} packages")
+            )
+            self.display.show(f"Making the environment for {kind.title}", f"{far}, {watch.bytes / 1e6:.0f} MB", left)
+            await asyncio.sleep(REDRAW_S)
+
+
+def python_of(folder: Path) -> Path:
+    """The interpreter of an environment."""
+    return folder / "bin" / "python"
