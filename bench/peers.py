@@ -203,9 +203,8 @@ def wait_ready(peer: Running, place: Place, path: str = "/v1/chat/completions") 
         if not peer.ready_s:
             peer.stop()
     lines = (place.scratch / f"{peer.name}.log").read_text(errors="replace").splitlines()
-    raise PeerFailed(
-        "\n".join([f"{peer.name} did not answer within {START_LIMIT_S:.0f} s; its log ends:", *lines[-8:]])
-    )
+    said = "\n".join(lines[-8:])
+    raise PeerFailed(f"{peer.name} gave no 200 in {time.monotonic() - peer.started:.0f} s. Its log ends:\n{said}")
 
 
 def _answers(endpoint: Endpoint, path: str) -> bool:
