@@ -1,7 +1,7 @@
 """The gateway's own leaves of the error tree (root: adapters/errors.py). Rendering is gateway/v1/wire.py's.
 
 ServiceError
-├── InvalidRequest ── InvalidJson, UnsupportedParameter, UnsupportedEndpoint, ContextLengthExceeded
+├── InvalidRequest ── InvalidJson, UnsupportedParameter, RemoteMediaDisabled, UnsupportedEndpoint, ContextLengthExceeded
 ├── Unauthenticated 401, Forbidden 403, ModelNotFound 404, UnknownRoute 404, MethodNotAllowed 405
 ├── RequestTimeout 408, RequestTooLarge 413, UnsupportedMedia 415, HeadersTooLarge 431
 ├── RateLimited 429 ── QuotaExceeded 429 insufficient_quota
@@ -20,6 +20,12 @@ class InvalidJson(InvalidRequest):
 
 class UnsupportedParameter(InvalidRequest):
     code = "unsupported_parameter"
+
+
+class RemoteMediaDisabled(InvalidRequest):
+    """A picture or sound that would have to be fetched: neither the gateway nor an engine fetches anything."""
+
+    code = "remote_media_disabled"
 
 
 class UnsupportedEndpoint(InvalidRequest):
