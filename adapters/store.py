@@ -101,15 +101,7 @@ def find_version(conn: sa.Connection, name: str, version: str) -> Version:
 def add(conn: sa.Connection, version: Version) -> bool:
     """Insert `version`, and its adapter on first sight; False where the same content is there already; Conflict."""
     revision.bump(conn)
-    clash = conn.execute(
-        sa.select(versions.c.digest).where(versions.c.engine_name == version.engine_name).limit(1)
-    ).scalar()
-    if clash is not None and clash != version.digest:
-        raise Conflict(
-            f"Other weights are already registered as {version.engine_name}: the first 12 digits of both digests are "
-            "the same. Choose another name for this adapter.",
-            param="name",
-        )
+    check_clash(conn, version)
     if conn.execute(sa.select(adapters.c.name).where(adapters.c.name == version.name)).first() is None:
         at = version.created_at
         conn.execute(sa.insert(adapters).values(name=version.name, created_at=at, updated_at=at))
@@ -121,6 +113,18 @@ def add(conn: sa.Connection, version: Version) -> bool:
     conn.execute(sa.insert(versions).values(**{**row, "wish": Wish.AUTO, "damaged": False}))
     record(conn, version.created_at, "registered", version, version.source)
     return True
+
+
+def check_clash(conn: sa.Connection, version: Version) -> None:
+    """Refuse other content under an engine name that is in use (48 bits can be made to collide); Conflict."""
+    same_name = sa.select(versions.c.digest).where(versions.c.engine_name == version.engine_name).limit(1)
+    there = conn.execute(same_name).scalar()
+    if there is not None and there != version.digest:
+        raise Conflict(
+            f"Other weights are already registered as {version.engine_name}: the first 12 digits of both digests are "
+            "the same. Choose another name for this adapter.",
+            param="name",
+        )
 
 
 def point(conn: sa.Connection, name: str, live: str, at: float, what: str, why: str = "") -> bool:
@@ -142,10 +146,15 @@ def set_wish(conn: sa.Connection, version: Version, wish: Wish) -> None:
     conn.execute(sa.update(versions).where(key).values(wish=wish))
 
 
-def mark_damaged(conn: sa.Connection, engine_names: Collection[str]) -> None:
-    """The files of these versions are gone from the store."""
+def set_damaged(conn: sa.Connection, engine_names: Collection[str]) -> None:
+    """The files of exactly these versions are gone from the store; bumps only where that is news."""
+    before = conn.execute(sa.select(versions.c.engine_name).where(versions.c.damaged == sa.true())).scalars()
+    gone, back = set(engine_names), set(before)
+    if gone == back:
+        return
     revision.bump(conn)
-    conn.execute(sa.update(versions).where(versions.c.engine_name.in_(engine_names)).values(damaged=True))
+    for name, damaged in [(name, True) for name in gone - back] + [(name, False) for name in back - gone]:
+        conn.execute(sa.update(versions).where(versions.c.engine_name == name).values(damaged=damaged))
 
 
 def remove(conn: sa.Connection, name: str, version: str | None, at: float) -> tuple[Version, ...]:
@@ -209,11 +218,6 @@ def known(conn: sa.Connection, engine_names: Collection[str] | None = None) -> f
 def removed(conn: sa.Connection, engine_names: Collection[str]) -> frozenset[str]:
     """Which of `engine_names` were ours once and have been removed since."""
     return _chunked(conn, events, engine_names, events.c.what == "removed") - known(conn, engine_names)
-
-
-def unwished(conn: sa.Connection, engine_names: Collection[str]) -> frozenset[str]:
-    """Which of `engine_names` an operator has asked to unload."""
-    return _chunked(conn, versions, engine_names, versions.c.wish == Wish.UNLOADED)
 
 
 def _chunked(

@@ -1,0 +1,149 @@
+"""The only caller of an engine's model list, load and unload. vLLM's answers become yes, or one clean sentence.
+
+Must not know which adapters are wanted. An engine's own text is logged, never shown: it holds paths.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from adapters.errors import EngineError
+from adapters.names import is_engine_name
+
+PROBE_TIMEOUT_S = 5.0
+LOAD_TIMEOUT_S = 120.0  # a 70B's rank-128 adapter from a cold disk takes tens of seconds
+MAX_ANSWER_BYTES = 64 * 1024 * 1024  # 10,000 model cards are 5 MB
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineModel:
+    """One entry of an engine's model list."""
+
+    id: str
+    root: str | None  # the base's --model string, or an adapter's path
+    parent: str | None  # None: a base model
+    max_model_len: int | None  # tokens
+
+
+class EngineUnreachable(EngineError):
+    """No answer at all: refused, reset, not connected in time."""
+
+    code = "engine_unreachable"
+
+
+def open_http() -> httpx.AsyncClient:
+    """The control plane's HTTP client: no proxies from the environment, no redirects. The caller closes it."""
+    return httpx.AsyncClient(trust_env=False, follow_redirects=False, limits=httpx.Limits(max_connections=64))
+
+
+class EngineClient:
+    """One engine. `adapter_dir` is the adapter store as that engine sees it; absolute."""
+
+    def __init__(self, url: str, api_key: str | None, adapter_dir: Path, http: httpx.AsyncClient) -> None:
+        self.url = url.rstrip("/")
+        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._adapter_dir = adapter_dir
+        self._http = http
+
+    def __repr__(self) -> str:
+        return f"EngineClient({self.url})"
+
+    async def models(self) -> tuple[EngineModel, ...]:
+        """The base models and the adapters this engine knows now; EngineError, EngineUnreachable."""
+        status, text = await self._ask("GET", "/v1/models", None, PROBE_TIMEOUT_S)
+        if status in (401, 403):
+            raise EngineError(
+                f"Engine {self.url} refuses our key. Set engines[].api_key to the one it was started with."
+            )
+        if status != 200:
+            raise EngineError(f"Engine {self.url} answers {status} to /v1/models. Is it a vLLM server?")
+        try:
+            return tuple(_model(card) for card in json.loads(text)["data"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise EngineError(
+                f"Engine {self.url} answers /v1/models with something else. Is it a vLLM server?"
+            ) from None
+
+    async def version(self) -> str | None:
+        """The engine's version, None where it does not say; EngineUnreachable."""
+        status, text = await self._ask("GET", "/version", None, PROBE_TIMEOUT_S)
+        try:
+            found = json.loads(text)["version"] if status == 200 else None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return found if isinstance(found, str) else None
+
+    async def load(self, engine_name: str) -> None:
+        """Load a version from the store; done when it returns, also where it was loaded before. EngineError."""
+        if not is_engine_name(engine_name):
+            raise ValueError(engine_name)  # a bug: the engine would take other text for a hub repository
+        body = {"lora_name": engine_name, "lora_path": str(self._adapter_dir / engine_name)}
+        status, text = await self._ask("POST", "/v1/load_lora_adapter", body, LOAD_TIMEOUT_S)
+        # 400 "already" is a success because the name is made from the content: it can be nothing else.
+        if status == 200 or (status == 400 and "already been loaded" in text):
+            return
+        _log.warning("engine %s: load of %s answered %d: %s", self.url, engine_name, status, text[:2000])
+        raise EngineError(f"Engine {self.url} did not load {engine_name}: {self._explained(status, text)}")
+
+    async def unload(self, engine_name: str) -> None:
+        """Make the engine forget a version; done when it returns, also where it did not know it. EngineError."""
+        status, text = await self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": engine_name}, LOAD_TIMEOUT_S)
+        if status == 200 or (status == 404 and "cannot be found" in text):
+            return
+        _log.warning("engine %s: unload of %s answered %d: %s", self.url, engine_name, status, text[:2000])
+        raise EngineError(f"Engine {self.url} did not unload {engine_name}: {self._explained(status, text)}")
+
+    def _explained(self, status: int, text: str) -> str:
+        lower = text.lower()
+        if status == 404 and '"detail"' in lower:
+            return "it has no runtime loading. Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora."
+        if status == 404:
+            return (
+                f"it does not see the files. Mount the adapter store at {self._adapter_dir} there, or set adapter_dir."
+            )
+        if "max_lora_rank" in lower:
+            return "its rank is above the engine's. Start the engine with a larger --max-lora-rank."
+        if "lora is not enabled" in lower:
+            return "LoRA is off there. Start the engine with --enable-lora."
+        if "target modules" in lower:
+            return "it adapts modules that this engine's model does not have."
+        if "out of memory" in lower:
+            return "the engine is out of memory. Lower its --max-loras or --gpu-memory-utilization."
+        return f"it answered {status}; its log says why."
+
+    async def _ask(self, method: str, path: str, body: dict[str, str] | None, timeout_s: float) -> tuple[int, str]:
+        timeout = httpx.Timeout(timeout_s, connect=PROBE_TIMEOUT_S)
+        try:
+            async with self._http.stream(
+                method, self.url + path, json=body, headers=self._headers, timeout=timeout
+            ) as answer:
+                text = bytearray()
+                async for chunk in answer.aiter_bytes():
+                    text += chunk
+                    if len(text) > MAX_ANSWER_BYTES:
+                        raise EngineError(f"Engine {self.url} answers {path} with more than {MAX_ANSWER_BYTES} bytes.")
+                return answer.status_code, text.decode("utf-8", "replace")
+        except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout):
+            raise EngineError(f"Engine {self.url} does not answer in {timeout_s:g} s; its log may say why.") from None
+        except (httpx.TransportError, httpx.InvalidURL, httpx.DecodingError):
+            raise EngineUnreachable(f"Engine {self.url} cannot be reached. Is it running there?") from None
+
+
+def _model(card: dict[str, Any]) -> EngineModel:
+    return EngineModel(
+        id=str(card["id"]),
+        root=_optional(card.get("root"), str),
+        parent=_optional(card.get("parent"), str),
+        max_model_len=_optional(card.get("max_model_len"), int),
+    )
+
+
+def _optional(value: Any, kind: type) -> Any:
+    return value if isinstance(value, kind) else None

@@ -1,0 +1,273 @@
+"""What an adapter_config.json may say: an allow-list with types, and the sentence for what cannot be served.
+
+PEFT's keys up to 0.18 and vLLM 0.32's refusals; the file we store is written anew from what passed here.
+Must not know tensors or files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from adapters.errors import AdapterRejected
+
+MAX_RANK = 512  # vLLM's largest max_lora_rank
+_PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")  # they change the adapter's start, not the base
+_PATTERN_KEY = re.compile(r"\^?[A-Za-z0-9_.]{1,512}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraConfig:
+    """The part of an adapter_config.json that changes what the adapter does, and the base it names."""
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    base: str | None
+
+    def rank_of(self, module: str) -> int:
+        """The rank PEFT gave `module` (its name without base_model.model.)."""
+        return int(_first_match(self.rank_pattern, module, self.r))
+
+    def alpha_of(self, module: str) -> float:
+        """The alpha PEFT gave `module`."""
+        return _first_match(self.alpha_pattern, module, self.lora_alpha)
+
+
+def parse(raw: bytes) -> LoraConfig:
+    """Check `raw` key by key; AdapterRejected says which one cannot be served, and what would do instead."""
+    document = _document(raw)
+    if document.get("peft_type") != "LORA":
+        _refuse("not_lora", f"peft_type is {_shown(document.get('peft_type'))}", "Train with finetuning_type: lora.")
+    _check_init(document.get("init_lora_weights", True))
+    for key, value in document.items():
+        rule = _RULES.get(key)
+        if rule is None:
+            if value not in (None, False) and value != {} and value != []:
+                _refuse("unknown_key", f"it sets {key[:60]!r}, which is not known to be safe", "Remove that key.")
+        elif not rule.accepts(value):
+            _refuse(rule.reason, f"{key} is {_shown(value)}", rule.nearest)
+    for key in ("r", "lora_alpha", "target_modules"):
+        if document.get(key) is None:
+            _refuse("config_incomplete", f"{key} is missing (OFT and other methods lack it)", "Train with LoRA.")
+    return LoraConfig(
+        r=document["r"],
+        lora_alpha=document["lora_alpha"],
+        use_rslora=bool(document.get("use_rslora")),
+        rank_pattern=document.get("rank_pattern") or {},
+        alpha_pattern=document.get("alpha_pattern") or {},
+        base=document.get("base_model_name_or_path"),
+    )
+
+
+def normalised(config: LoraConfig, modules: list[str]) -> dict[str, Any]:
+    """The config we store, less the base: plain target modules, and patterns that name each module exactly once.
+
+    Two folders that mean the same give the same table, whatever patterns they used to say it.
+    """
+    ranks = {f"^{name}": config.rank_of(name) for name in modules if config.rank_of(name) != config.r}
+    alphas = {
+        f"^{name}": _plain(config.alpha_of(name)) for name in modules if config.alpha_of(name) != config.lora_alpha
+    }
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "r": config.r,
+        "lora_alpha": _plain(config.lora_alpha),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "target_modules": sorted({name.rpartition(".")[2] for name in modules}),
+        "use_dora": False,
+        "use_rslora": config.use_rslora,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+    }
+
+
+def semantic(table: Mapping[str, Any]) -> str:
+    """The keys of a normalised config that change answers, as text for the digest."""
+    keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules")
+    return json.dumps({key: table[key] for key in keys}, sort_keys=True, ensure_ascii=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    accepts: Callable[[Any], bool]
+    reason: str
+    nearest: str
+
+
+def _text(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and len(value) <= 4096)
+
+
+def _flag(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _empty(value: Any) -> bool:
+    return value is None or value is False or value == [] or value == {}
+
+
+def _table(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e6 and math.isfinite(value)
+
+
+def _positive(value: Any) -> bool:
+    return _number(value) and value > 0
+
+
+def _rank(value: Any) -> bool:
+    return type(value) is int and 0 < value <= MAX_RANK
+
+
+def _texts(value: Any) -> bool:
+    if value is None or _text(value):
+        return True
+    return isinstance(value, list) and len(value) <= 10_000 and all(isinstance(x, str) and len(x) <= 512 for x in value)
+
+
+def _numbers_or_texts(value: Any) -> bool:
+    if value is None or type(value) is int:
+        return True
+    return isinstance(value, list) and all(type(each) is int for each in value)
+
+
+def _pattern(each: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    def accepts(value: Any) -> bool:
+        if value is None:
+            return True
+        if not isinstance(value, dict) or len(value) > 20_000:
+            return False
+        return all(_PATTERN_KEY.fullmatch(key) is not None and each(number) for key, number in value.items())
+
+    return accepts
+
+
+def _local_or_hub(value: Any) -> bool:
+    return _text(value) and (value is None or "://" not in value)
+
+
+_TYPE = "Save the adapter again with PEFT; this key has a value it never writes."
+_PLAIN = "Name the modules in full; other patterns are not run here."
+_NO_FLAG = "vLLM does not serve it. Train again without it, or merge the adapter into the base."
+
+# key → which values are fine. What is fine and not in `LoraConfig` is dropped: it matters in training only.
+_RULES: Mapping[str, _Rule] = {
+    "peft_type": _Rule(_text, "not_lora", _TYPE),
+    "task_type": _Rule(
+        lambda value: value in (None, "CAUSAL_LM"), "task_type", "Only adapters that write text (CAUSAL_LM) are served."
+    ),
+    "base_model_name_or_path": _Rule(
+        _local_or_hub, "base_mismatch", "Name the base by hub id or path, not by address."
+    ),
+    "r": _Rule(_rank, "rank", f"A rank is a whole number from 1 to {MAX_RANK}."),
+    "lora_alpha": _Rule(_positive, "config_type", "lora_alpha is a positive number."),
+    "target_modules": _Rule(_texts, "config_type", _TYPE),
+    "exclude_modules": _Rule(_texts, "config_type", _TYPE),
+    "layers_to_transform": _Rule(_numbers_or_texts, "config_type", _TYPE),
+    "layers_pattern": _Rule(_texts, "config_type", _TYPE),
+    "rank_pattern": _Rule(_pattern(_rank), "pattern", _PLAIN),
+    "alpha_pattern": _Rule(_pattern(_positive), "pattern", _PLAIN),
+    "use_rslora": _Rule(_flag, "config_type", _TYPE),
+    "inference_mode": _Rule(_flag, "config_type", _TYPE),
+    "fan_in_fan_out": _Rule(_empty, "fan_in_fan_out", "It is for GPT-2's layout, which vLLM does not serve with LoRA."),
+    "ensure_weight_tying": _Rule(_empty, "weight_tying", _NO_FLAG),
+    "lora_dropout": _Rule(_number, "config_type", _TYPE),
+    "init_lora_weights": _Rule(lambda value: _flag(value) or isinstance(value, str), "config_type", _TYPE),
+    "eva_config": _Rule(_table, "config_type", _TYPE),
+    "lora_ga_config": _Rule(_table, "config_type", _TYPE),
+    "peft_version": _Rule(_text, "config_type", _TYPE),
+    "revision": _Rule(_text, "config_type", _TYPE),
+    "qalora_group_size": _Rule(_number, "config_type", _TYPE),
+    "megatron_core": _Rule(lambda value: value in (None, "megatron.core"), "megatron", "Set megatron_core to null."),
+    "megatron_config": _Rule(_empty, "megatron", "Save the adapter without megatron_config."),
+    "auto_mapping": _Rule(_empty, "auto_mapping", "It would import code by name. Save it with a task_type instead."),
+    "tokenizer_name_or_path": _Rule(_empty, "tokenizer", "The base's tokenizer is used. Remove that key."),
+    "modules_to_save": _Rule(
+        _empty, "modules_to_save", "Train without additional_target and resize_vocab, or serve a merged model."
+    ),
+    "trainable_token_indices": _Rule(_empty, "trainable_tokens", "Train without new tokens, or serve a merged model."),
+    "bias": _Rule(lambda value: value in (None, "none"), "bias", "Train with bias: none."),
+    "use_dora": _Rule(_empty, "dora", "vLLM has no DoRA. Train with use_dora: false, or serve a merged model."),
+    "lora_bias": _Rule(_empty, "lora_bias", _NO_FLAG),
+    "use_qalora": _Rule(_empty, "qalora", _NO_FLAG),
+    "use_bdlora": _Rule(_empty, "bdlora", _NO_FLAG),
+    "alora_invocation_tokens": _Rule(_empty, "alora", _NO_FLAG),
+    "layer_replication": _Rule(_empty, "layer_replication", _NO_FLAG),
+    "target_parameters": _Rule(_empty, "target_parameters", _NO_FLAG),
+    "arrow_config": _Rule(_empty, "arrow", _NO_FLAG),
+    "loftq_config": _Rule(_empty, "init_changes_base", _NO_FLAG),
+    "corda_config": _Rule(_empty, "init_changes_base", _NO_FLAG),
+    "runtime_config": _Rule(_table, "config_type", _TYPE),
+}
+
+
+def _check_init(value: Any) -> None:
+    if not isinstance(value, str) or value.lower() in _PLAIN_INITS:
+        return
+    if value.lower().startswith("pissa"):
+        nearest = "Register the folder pissa_converted beside it (pissa_convert: true in LLaMA-Factory)."
+        _refuse("pissa_unconverted", "PiSSA changed the base while it trained", nearest)
+    _refuse("init_changes_base", f"init_lora_weights {_shown(value)} changed the base while it trained", _NO_FLAG)
+
+
+def _document(raw: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        _refuse("config_json", "it is not valid JSON", "Save the adapter again with PEFT.")
+    if not isinstance(document, dict):
+        _refuse("config_json", "it is not a table", "Save the adapter again with PEFT.")
+    return document
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("duplicate key")
+    return table
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+def _first_match(pattern: Mapping[str, float], module: str, default: float) -> float:
+    """PEFT's rule: a key names a module in full or from a dot on, `^` in full only; the earliest key wins.
+
+    Looked up by suffix (depth of the name), not by trying every key: both tables can be long.
+    """
+    parts = module.split(".")
+    suffixes = ("^" + module, *(".".join(parts[start:]) for start in range(len(parts))))
+    hits = [key for key in suffixes if key in pattern]
+    if len(hits) > 1:
+        hits = [next(key for key in pattern if key in hits)]
+    return pattern[hits[0]] if hits else default
+
+
+def _plain(number: float) -> float | int:
+    return int(number) if float(number).is_integer() else number
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _refuse(reason: str, what: str, nearest: str) -> NoReturn:
+    raise AdapterRejected(f"adapter_config.json cannot be served: {what}. {nearest}", reason=reason)

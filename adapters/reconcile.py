@@ -1,0 +1,214 @@
+"""The only bridge between what is wanted (the registry) and what is (the engines): one level-triggered loop each.
+
+Never unloads what it does not know, unless the registry once held it and it was removed. Publishes what it
+sees as an immutable mapping, swapped whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import sqlalchemy as sa
+
+from adapters import store
+from adapters.db import Database
+from adapters.engine import EngineClient, EngineModel
+from adapters.errors import EngineError, ServiceError, Unavailable
+from adapters.replica import Replica
+from adapters.types import ReplicaState, ReplicaView
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the registry says, as far as one engine is concerned."""
+
+    load: tuple[tuple[str, str | None], ...]  # (engine name, base it was checked against), most wanted first
+    known: frozenset[str]  # of what is resident or failed there: in the registry
+    unload: frozenset[str]  # of what is resident there: once in the registry, removed since
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do at one engine now."""
+
+    load: tuple[str, ...]
+    unload: tuple[str, ...]
+    foreign: frozenset[str]  # only reported
+
+
+def plan(wanted: Wanted, resident: Collection[str], waiting: Collection[str], base: str | None) -> Plan:
+    """Pure: from what is wanted and what is seen to what to do. `waiting` failed too recently to be tried again."""
+    here = frozenset(resident)
+    load = tuple(
+        name for name, made_for in wanted.load if name not in here and name not in waiting and made_for in (None, base)
+    )
+    unload = wanted.unload & here
+    return Plan(load, tuple(sorted(unload)), here - wanted.known - unload)
+
+
+class Reconciler:
+    """Runs from `start` to `close`. `residency`: engine URL → what it serves; `on_change` is called after each swap."""
+
+    def __init__(
+        self,
+        db: Database,
+        engines: Sequence[EngineClient],
+        *,
+        clock: Callable[[], float],
+        on_change: Callable[[], None] = lambda: None,
+        interval_s: float = 5.0,
+        preload_max: int = 64,
+    ) -> None:
+        self._db = db
+        self._interval_s = interval_s
+        self._preload_max = preload_max
+        self._on_change = on_change
+        self._replicas = {client.url: Replica(client, clock, self._publish) for client in engines}
+        self._wakes = {url: asyncio.Event() for url in self._replicas}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._pool: EngineModel | None = None
+        self.residency: Mapping[str, ReplicaView] = MappingProxyType({})
+        self._publish()
+
+    @property
+    def base(self) -> EngineModel | None:
+        """The base model of the pool; None until an engine has said."""
+        return self._pool
+
+    @property
+    def base_names(self) -> frozenset[str]:
+        """Every name that some engine gives its base: no adapter may have it."""
+        return frozenset().union(*(replica.base_names for replica in self._replicas.values()))
+
+    def start(self) -> None:
+        """Begin one loop per engine."""
+        self._tasks = [
+            asyncio.create_task(self._watch(replica), name=f"reconcile {url}")
+            for url, replica in self._replicas.items()
+        ]
+
+    async def close(self) -> None:
+        """End the loops and the loads under way."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for replica in self._replicas.values():
+            await replica.close()
+
+    def wake(self) -> None:
+        """The registry changed, or an engine was seen to misbehave: look now instead of at the next interval."""
+        for event in self._wakes.values():
+            event.set()
+
+    async def probed(self) -> None:
+        """Wait until every engine has been asked once (at most its probe timeout after `start`)."""
+        await asyncio.gather(*(replica.probed.wait() for replica in self._replicas.values()))
+
+    async def ensure(self, engine_name: str, url: str) -> None:
+        """Return when `engine_name` is resident at `url`; all who wait share one load.
+
+        Raises Unavailable while the engine is not ready or a failed load is not yet due again, EngineError when
+        this load fails.
+        """
+        replica = self._replicas[url]
+        view = self.residency[url]
+        if view.state is not ReplicaState.READY:
+            raise Unavailable(f"Engine {url} is {view.state.value}: {view.reason}", retry_after_s=5)
+        if engine_name in replica.waiting():
+            seconds = max(1, math.ceil(replica.retry_after_s(engine_name)))
+            raise Unavailable(
+                f"{engine_name} could not be loaded a moment ago: {view.failed[engine_name]}", retry_after_s=seconds
+            )
+        await replica.load(engine_name)
+
+    async def load_everywhere(self, engine_name: str) -> Mapping[str, str]:
+        """Load on every engine that is ready; URL → why not, "" where it is resident now."""
+        return await self._everywhere(lambda replica: replica.load(engine_name))
+
+    async def unload_everywhere(self, engine_name: str) -> Mapping[str, str]:
+        """Unload from every engine that is ready; URL → why not, "" where it is gone."""
+        return await self._everywhere(lambda replica: replica.unload(engine_name))
+
+    async def tick(self, url: str) -> None:
+        """One turn at one engine: ask, compare with the registry, load and unload what differs. Never raises for it."""
+        replica = self._replicas[url]
+        await replica.probe()
+        if replica.base is None or self.residency[url].state is not ReplicaState.READY:
+            return
+        resident, failed = replica.resident, replica.failed
+        wanted = await self._db.read(lambda conn: self._wanted(conn, resident, failed))
+        replica.forget_failures(failed - wanted.known)
+        todo = plan(wanted, replica.resident, replica.waiting(), replica.base.id)
+        replica.foreign = todo.foreign
+        self._publish()
+        for name in todo.unload:
+            with suppress(EngineError):  # logged by the client; the next turn tries again
+                await replica.unload(name)
+        for name in todo.load:
+            with suppress(EngineError):  # kept as the replica's `failed`, tried again with back-off
+                await replica.load(name)
+
+    async def _watch(self, replica: Replica) -> None:
+        wake = self._wakes[replica.url]
+        while True:
+            wake.clear()
+            try:
+                await self.tick(replica.url)
+            except ServiceError as exc:
+                _log.warning("reconcile of %s put off: %s", replica.url, exc.message)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(wake.wait(), self._interval_s)
+
+    def _wanted(self, conn: sa.Connection, resident: frozenset[str], failed: frozenset[str]) -> Wanted:
+        return Wanted(
+            load=store.wanted(conn, self._preload_max),
+            known=store.known(conn, resident | failed),
+            unload=store.removed(conn, resident),
+        )
+
+    async def _everywhere(self, move: Callable[[Replica], Awaitable[None]]) -> Mapping[str, str]:
+        await self.probed()
+        ready = [replica for url, replica in self._replicas.items() if self.residency[url].state is ReplicaState.READY]
+        ends = await asyncio.gather(*(_outcome(move(replica)) for replica in ready))
+        return {replica.url: end for replica, end in zip(ready, ends, strict=True)}
+
+    def _publish(self) -> None:
+        self._judge()
+        views = {url: replica.view() for url, replica in self._replicas.items()}
+        if views != self.residency:
+            self.residency = MappingProxyType(views)
+            self._on_change()
+
+    def _judge(self) -> None:
+        """Hold the pool to one base: the one it has while any engine still serves it, else the first one seen."""
+        reachable = [replica for replica in self._replicas.values() if replica.reachable and replica.base is not None]
+        if self._pool is None or not any(_same(replica.base, self._pool) for replica in reachable):
+            self._pool = reachable[0].base if reachable else self._pool
+        for replica in reachable:
+            replica.refusal = "" if _same(replica.base, self._pool) else _differs(replica.base, self._pool)
+
+
+async def _outcome(move: Awaitable[None]) -> str:
+    try:
+        await move
+    except EngineError as exc:
+        return exc.message
+    return ""
+
+
+def _same(one: EngineModel | None, other: EngineModel | None) -> bool:
+    return one is not None and other is not None and (one.id, one.max_model_len) == (other.id, other.max_model_len)
+
+
+def _differs(one: EngineModel | None, pool: EngineModel | None) -> str:
+    served = f"{one.id} (length {one.max_model_len})" if one else "nothing"
+    wanted = f"{pool.id} (length {pool.max_model_len})" if pool else "nothing"
+    return f"It serves {served}, the other engines serve {wanted}. Start all engines of a pool with the same base."

@@ -1,0 +1,228 @@
+"""What operators do with adapters: check, register, promote, roll back, load, unload, remove.
+
+Order decides what a crash can leave: files before rows, weights in engines before names point at them, names
+gone before weights. Must not know HTTP doors or how things are shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from adapters import intake, store
+from adapters.db import Database
+from adapters.errors import Conflict, EngineError, InvalidName
+from adapters.intake import Checked
+from adapters.names import check_public_name, check_version, engine_name
+from adapters.reconcile import Reconciler
+from adapters.served import BaseInfo, described
+from adapters.shelf import Draft, Shelf
+from adapters.store import Wish
+from adapters.types import Adapter, PlacementState, Version, VersionState
+
+MAX_NOTES = 4096
+
+
+async def _nobody() -> None:
+    return None
+
+
+class AdapterService:
+    """One per gateway. `changed` is awaited after every commit that requests must see."""
+
+    def __init__(
+        self,
+        db: Database,
+        shelf: Shelf,
+        reconciler: Reconciler,
+        *,
+        clock: Callable[[], float],
+        max_lora_rank: int = 16,
+        changed: Callable[[], Awaitable[None]] = _nobody,
+    ) -> None:
+        self._db = db
+        self._shelf = shelf
+        self._reconciler = reconciler
+        self._clock = clock
+        self._max_lora_rank = max_lora_rank
+        self._changed = changed
+        self._intake = asyncio.Lock()  # one folder at a time: it takes a core and the disk
+
+    async def recover(self) -> tuple[str, ...]:
+        """At start: delete what a crash left in the store, mark versions without files; names of what was swept.
+
+        An empty registry beside a full store means that the database was lost: then no finished folder is touched.
+        """
+        known = await self._db.read(store.known)
+        loop = asyncio.get_running_loop()
+
+        def is_known(name: str) -> bool:
+            if not known:
+                return True
+            asked = asyncio.run_coroutine_threadsafe(self._db.read(lambda conn: store.known(conn, [name])), loop)
+            return name in asked.result()
+
+        swept = await asyncio.to_thread(self._shelf.sweep, known, is_known)
+        missing = await asyncio.to_thread(self._shelf.missing, known)
+        await self._db.write(lambda conn: store.set_damaged(conn, missing))
+        return swept
+
+    async def check(self, source: Path) -> Checked:
+        """Would this folder be accepted? Writes nothing. AdapterRejected."""
+        base = await self._base()
+        return await asyncio.to_thread(intake.check, source, base, self._max_lora_rank)
+
+    async def register(self, source: Path, name: str, *, promote: bool = False, notes: str = "") -> Adapter:
+        """Check, store and hot-load the folder `source` as a version of `name`; the same content is the same version.
+
+        With `promote` the name points at it once every engine that is ready has it. Raises AdapterRejected,
+        InvalidName, StorageFull, Conflict; EngineError when it was registered but could not be promoted.
+        """
+        base = await self._base()
+        self._check_free(name, base)
+        async with self._intake:
+            draft = await asyncio.to_thread(self._shelf.draft)
+            try:
+                checked = await asyncio.to_thread(intake.check, source, base, self._max_lora_rank, draft.write)
+                version = self._described(name, checked, base, str(source), notes[:MAX_NOTES])
+                await self._keep(draft, version, checked, base)
+            finally:
+                draft.close()
+        await self._changed()
+        if promote:
+            return await self.promote(name, version.version)
+        await self._reconciler.load_everywhere(version.engine_name)
+        return await self.show(name)
+
+    async def list(self, *, after: str | None = None, limit: int = 100) -> tuple[tuple[Adapter, ...], bool]:
+        """At most `limit` adapters by name behind `after`, and whether there are more."""
+        found, more = await self._db.read(lambda conn: store.page(conn, after, limit))
+        return tuple(self._placed(adapter) for adapter in found), more
+
+    async def show(self, name: str) -> Adapter:
+        """One adapter, with where each version is loaded; NotFound."""
+        return self._placed(await self._db.read(lambda conn: store.find(conn, name)))
+
+    async def promote(self, name: str, version: str, *, why: str = "") -> Adapter:
+        """Point `name` at `version` once every ready engine has it; the others catch up when they are back.
+
+        Raises NotFound, Conflict; EngineError where an engine refuses it, and then nothing has moved.
+        """
+        return await self._point(name, check_version(version), "promoted", why)
+
+    async def rollback(self, name: str, *, why: str = "") -> Adapter:
+        """Point `name` at what answered before; a second rollback undoes the first. NotFound, Conflict, EngineError."""
+        adapter = await self._db.read(lambda conn: store.find(conn, name))
+        if adapter.previous is None:
+            raise Conflict(f"{name} has no previous version to go back to. Promote a version by its 12 digits instead.")
+        return await self._point(name, adapter.previous, "rolled back", why)
+
+    async def load(self, name: str, version: str | None = None) -> Adapter:
+        """Keep `version` (None: the live one) loaded on every engine; NotFound, Conflict, EngineError."""
+        found = await self._one(name, version)
+        await self._db.write(lambda conn: store.set_wish(conn, found, Wish.LOADED))
+        await self._load(found, "It stays wanted and is tried again.")
+        return await self.show(name)
+
+    async def unload(self, name: str, version: str) -> Adapter:
+        """Free `version` in every engine until it is asked for again; NotFound, Conflict where it is live."""
+        found = await self._one(name, version)
+        if found.state is VersionState.LIVE:
+            raise Conflict(f"{name}@{version} is live. Promote another version before unloading it.", param="version")
+        await self._db.write(lambda conn: store.set_wish(conn, found, Wish.UNLOADED))
+        _raise_first(await self._reconciler.unload_everywhere(found.engine_name), "Try again.")
+        return await self.show(name)
+
+    async def remove(self, name: str, version: str | None = None) -> tuple[Version, ...]:
+        """Remove one version, or the whole adapter; returns what went. NotFound, Conflict for the live version.
+
+        Names go first, then the engines unload, then the files go. An engine that is away unloads when it is back.
+        """
+        gone = await self._db.write(lambda conn: store.remove(conn, name, version, self._clock()))
+        await self._changed()
+        names = [each.engine_name for each in gone]
+        still = await self._db.read(lambda conn: store.known(conn, names))  # a:b and a-b share equal weights
+        for each in sorted(set(names) - still):
+            await self._reconciler.unload_everywhere(each)
+            await asyncio.to_thread(self._shelf.remove, each)
+        return gone
+
+    async def _keep(self, draft: Draft, version: Version, checked: Checked, base: BaseInfo | None) -> None:
+        await self._db.read(lambda conn: store.check_clash(conn, version))
+        named = base.root if base is not None and base.root is not None else checked.base
+        await asyncio.to_thread(draft.place, version.engine_name, checked.config, named)
+        await self._db.write(lambda conn: store.add(conn, version))
+
+    async def _point(self, name: str, version: str, what: str, why: str) -> Adapter:
+        found = await self._one(name, version)
+        await self._load(found, f"{name} still answers as before.")
+        await self._db.write(lambda conn: store.point(conn, name, version, self._clock(), what, why))
+        await self._changed()
+        self._reconciler.wake()
+        return await self.show(name)
+
+    async def _load(self, version: Version, then: str) -> None:
+        if version.state is VersionState.DAMAGED:
+            raise Conflict(f"The files of {version.name}@{version.version} are gone. Register the same folder again.")
+        base = self._reconciler.base
+        if base is not None and version.base not in (None, base.id):
+            raise Conflict(
+                f"{version.name}@{version.version} was made for {version.base}, and {base.id} is served. "
+                "Serve that base, or register an adapter made for this one."
+            )
+        _raise_first(await self._reconciler.load_everywhere(version.engine_name), then)
+
+    async def _one(self, name: str, version: str | None) -> Version:
+        if version is None:
+            adapter = await self._db.read(lambda conn: store.find(conn, name))
+            if adapter.live is None:
+                raise Conflict(f"{name} has no live version. Name one by its 12 digits.", param="version")
+            version = adapter.live
+        asked = check_version(version)
+        return await self._db.read(lambda conn: store.find_version(conn, name, asked))
+
+    async def _base(self) -> BaseInfo | None:
+        await self._reconciler.probed()
+        base = self._reconciler.base
+        return await asyncio.to_thread(described, base.id, base.root) if base is not None else None
+
+    def _check_free(self, name: str, base: BaseInfo | None) -> None:
+        check_public_name(name)
+        taken = {base.id, base.id.rpartition("/")[2], *self._reconciler.base_names} if base is not None else set()
+        if name in taken:
+            raise InvalidName(f"{name} is the base model's name. Choose another name for the adapter.", param="name")
+
+    def _described(self, name: str, checked: Checked, base: BaseInfo | None, source: str, notes: str) -> Version:
+        return Version(
+            name=name,
+            version=checked.version,
+            digest=checked.digest,
+            engine_name=engine_name(name, checked.version),
+            base=base.id if base is not None else None,
+            rank=checked.rank,
+            size_bytes=checked.size_bytes,
+            source=source,
+            notes=notes,
+            created_at=self._clock(),
+            state=VersionState.READY,
+        )
+
+    def _placed(self, adapter: Adapter) -> Adapter:
+        return replace(adapter, versions=tuple(self._with_replicas(version) for version in adapter.versions))
+
+    def _with_replicas(self, version: Version) -> Version:
+        placements = []
+        for view in self._reconciler.residency.values():
+            place = view.placement(version.engine_name)
+            if place.state is PlacementState.ABSENT and version.base not in (None, view.base):
+                place = replace(place, reason=f"it was made for {version.base}, this engine serves {view.base}")
+            placements.append(place)
+        return replace(version, replicas=tuple(placements))
+
+
+def _raise_first(outcomes: Mapping[str, str], then: str) -> None:
+    for reason in outcomes.values():
+        if reason:
+            raise EngineError(f"{reason} {then}")
