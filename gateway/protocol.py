@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import time
 import urllib.parse
 from collections import deque
 from collections.abc import Mapping
@@ -29,7 +31,11 @@ from gateway.settings import Receive
 log = logging.getLogger("loragate.protocol")
 
 MAX_TARGET_BYTES = 8192
+LINGER_S = 2.0  # how long what was refused may go on sending before it is cut
 MAX_PIPELINED = 16  # whole requests waiting behind the one being answered; more close the connection
+# Java's client offers h2c on every first request. It may be ignored, but httptools would then skip the body: so
+# the header is made another one before it is parsed.
+UPGRADE = re.compile(rb"(?im)^(upgrade)[ \t]*:")
 SINGLE = (b"host", b"content-length", b"authorization", b"x-api-key", b"content-type", b"transfer-encoding")
 
 
@@ -55,7 +61,6 @@ class Plane(Protocol):
         body: bytes,
         now: float,
     ) -> Handler | None: ...
-    def is_hot(self, method: bytes, path: bytes) -> bool: ...
     def render(self, path: bytes, error: ServiceError) -> bytes: ...  # a whole HTTP answer but for common headers
 
 
@@ -101,7 +106,8 @@ class Connection(asyncio.Protocol):
         self.waiting: deque[Request] = deque()
         self.keep_alive = True
         self.chunked = True
-        self.closing = False  # nothing more is read
+        self.closing = False  # what still arrives is thrown away
+        self.lingers_since: float | None = None
         self.lost = False
         # The request being received
         self.target = b""
@@ -111,7 +117,7 @@ class Connection(asyncio.Protocol):
         self.head_bytes = 0
         self.in_head = False
         self.request: Request | None = None
-        self.waits_since = self.loop.time()  # for a head, or the rest of a body
+        self.waits_since = time.monotonic()  # for a head, or the rest of a body
         self.write_paused_at: float | None = None
 
     # The transport ---------------------------------------------------------------------------------------
@@ -127,7 +133,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
-        self.server_state.connections.discard(self)  # type: ignore[arg-type]
+        self.server_state.connections.discard(self)
         self.waiting.clear()
         if self.handler is not None:
             handler, self.handler = self.handler, None
@@ -140,8 +146,11 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.closing:
             return
-        if self.in_head or self.request is None:
+        if self.request is None:  # a head, or the beginning of one
             self.head_bytes += len(data)  # httptools has no bound of its own; a body's bytes are bounded below
+            if b"pgrade" in data:
+                head, end, rest = data.partition(b"\r\n\r\n")
+                data = UPGRADE.sub(b"x-\\1:", head) + end + rest
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -158,7 +167,7 @@ class Connection(asyncio.Protocol):
         return False
 
     def pause_writing(self) -> None:
-        self.write_paused_at = self.loop.time()
+        self.write_paused_at = time.monotonic()
         self.flow.pause_writing()
         if self.handler is not None:
             self.handler.client_paused()
@@ -178,7 +187,7 @@ class Connection(asyncio.Protocol):
         self.body = []
         self.body_bytes = 0
         self.request = None
-        self.waits_since = self.loop.time()
+        self.waits_since = time.monotonic()
 
     def on_url(self, url: bytes) -> None:
         self.target += url
@@ -203,9 +212,8 @@ class Connection(asyncio.Protocol):
         request.refused = self._objection(request)
         if request.refused is not None:
             request.keep_alive = False
-            self._queue(request)
             self.closing = True
-            self.transport.pause_reading()
+            self._queue(request)
         elif b"expect" in named and named[b"expect"].lower() == b"100-continue" and not self._busy():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -263,17 +271,19 @@ class Connection(asyncio.Protocol):
 
     def _next(self) -> None:
         if self.waiting and not self._busy() and not self.lost:
-            self._start(self.waiting.popleft())
+            request = self.waiting.popleft()
+            request.keep_alive = request.keep_alive and not (self.closing and not self.waiting)
+            self._start(request)
         elif not self.waiting and not self.lost and not self.closing:
             self.flow.resume_reading()
 
     def _start(self, request: Request) -> None:
-        self.keep_alive = request.keep_alive and not self.closing
+        self.keep_alive = request.keep_alive
         self.chunked = request.version != "1.0"
         if request.refused is not None:
             self._reject(request.path, request.refused)
             return
-        handler = self.plane.handler(self, request.method, request.path, request.named, request.body, self.loop.time())
+        handler = self.plane.handler(self, request.method, request.path, request.named, request.body, time.monotonic())
         if handler is not None:
             self.handler = handler
             handler.begin()
@@ -319,7 +329,7 @@ class Connection(asyncio.Protocol):
 
     def _asgi_answered(self) -> None:
         self.cycle = None
-        self.waits_since = self.loop.time()
+        self.waits_since = time.monotonic()
         self.loop.call_soon(self._next)
 
     # What a handler calls (gateway.v1.exchange.Client) -------------------------------------------------------
@@ -334,7 +344,7 @@ class Connection(asyncio.Protocol):
     def finish(self) -> None:
         self.handler = None
         self.server_state.total_requests += 1
-        self.waits_since = self.loop.time()
+        self.waits_since = time.monotonic()
         if not self.keep_alive:
             self.close()
         elif self.waiting:
@@ -350,17 +360,16 @@ class Connection(asyncio.Protocol):
         self.keep_alive = False
         head, _, body = self.plane.render(path, error).partition(b"\r\n\r\n")
         self.transport.write(head + b"\r\n" + self.common_headers() + b"\r\n" + body)
-        self.close()
+        self._linger()
 
     def _refuse_rest(self, error: ServiceError) -> None:
         """The body is too much: answer now, read no more."""
         request, self.request = self.request, None
         self.body = []
+        self.closing = True
         if request is not None:
             request.refused, request.keep_alive = error, False
             self._queue(request)
-        self.closing = True
-        self.flow.pause_reading()
 
     def _fail(self, error: ServiceError) -> None:
         """What came is not a request: answer it if nothing else is being answered, and close."""
@@ -371,6 +380,14 @@ class Connection(asyncio.Protocol):
             self.keep_alive = False  # what is being answered ends first
         else:
             self._reject(self.target.partition(b"?")[0], error)
+
+    def _linger(self) -> None:
+        """Close for writing only: closing with unread bytes resets, and the caller would never see our answer."""
+        self.closing = True
+        self.lingers_since = time.monotonic()
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
 
     def close(self) -> None:
         self.closing = True
@@ -393,12 +410,15 @@ class Connection(asyncio.Protocol):
         elif self.transport.is_closing():
             if now - self.waits_since > bounds.write_idle_timeout_s:
                 self.transport.abort()
+        elif self.lingers_since is not None:
+            if now - self.lingers_since > LINGER_S:
+                self.transport.abort()
         elif self._busy():
             return
         elif self.request is not None:
             if now - self.waits_since > bounds.body_timeout_s:
                 self._fail(RequestTimeout("The request's body did not arrive in time."))
-        elif self.in_head or self.head_bytes or self.waits_since == 0:
+        elif self.in_head or self.head_bytes:
             if now - self.waits_since > bounds.header_timeout_s:
                 self._fail(RequestTimeout("The request's headers did not arrive in time."))
         elif now - self.waits_since > self._idle_limit():

@@ -29,7 +29,7 @@ POLL_S = 0.5
 
 
 class Refresher:
-    """swap: takes the new snapshot. base: the served base's public id, None until an engine has said it."""
+    """swap: takes the new snapshot. base: what the engines call the base, None until one has said it."""
 
     def __init__(
         self,
@@ -93,14 +93,15 @@ class Refresher:
         models: dict[str, Target] = {}
         versions: dict[str, Target] = {}
         if base is not None:
-            models[base] = Target(base, base, None, self._limits.get(base, NO_LIMITS))
+            public = public_base(base)
+            models[public] = Target(public, base, None, self._limits.get(public, NO_LIMITS))
             self._add(adapter_store.served(conn), base, models, versions)
         keys = to_snapshot(store.live_keys(conn, self._wall()))
-        return Snapshot(self._serial, base, _without_empty_limits(keys), models, versions)
+        return Snapshot(
+            self._serial, None if base is None else public_base(base), _without_empty_limits(keys), models, versions
+        )
 
-    def _add(
-        self, served: Iterable[Served], base: str, models: dict[str, Target], versions: dict[str, Target]
-    ) -> None:
+    def _add(self, served: Iterable[Served], base: str, models: dict[str, Target], versions: dict[str, Target]) -> None:
         for version in served:
             if version.base is not None and version.base != base:
                 continue  # made for another base: the engine would refuse it
@@ -116,12 +117,15 @@ class Refresher:
                 models[version.name] = target
 
 
+def public_base(engine_id: str) -> str:
+    """The base's public id: the last path segment of what the engine calls it (a served path must not be shown)."""
+    return engine_id.rstrip("/").rpartition("/")[2]
+
+
 def _limits(given: ModelLimits) -> Limits:
     return Limits(given.rpm, given.tpm, given.concurrency, given.daily_tokens)
 
 
 def _without_empty_limits(keys: dict[str, Key]) -> dict[str, Key]:
     """The one NO_LIMITS for all that have none: the hot path compares by identity."""
-    return {
-        key_id: replace(key, limits=NO_LIMITS) if key.limits == NO_LIMITS else key for key_id, key in keys.items()
-    }
+    return {key_id: replace(key, limits=NO_LIMITS) if key.limits == NO_LIMITS else key for key_id, key in keys.items()}

@@ -12,7 +12,9 @@ import functools
 import ipaddress
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -27,7 +29,17 @@ from gateway.settings import Settings
 SWEEP_S = 0.25
 LAST_WORDS_S = 1.0  # for error events to reach their callers after the drain's deadline
 
-OnStarted = Callable[[Gateway], Awaitable[None]]
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What is running, and the ports it was given (a setting of 0 lets the system choose)."""
+
+    gateway: Gateway
+    public_port: int
+    admin_port: int
+
+
+OnStarted = Callable[[Started], Awaitable[None]]
 
 
 class ListenError(ServiceError):
@@ -77,7 +89,7 @@ async def serve(
             try:
                 await _until(lambda: all(server.started for server, _ in servers), running)
                 if on_started is not None:
-                    await on_started(gateway)
+                    await on_started(Started(gateway, *(sock.getsockname()[1] for sock in sockets[:2])))
                 await _first(stop.wait(), *running)
                 await _drain(gateway, servers[0][0], running[0], hurry)
             finally:
@@ -113,10 +125,9 @@ def _servers(gateway: Gateway, sockets: list[socket.socket]) -> list[tuple[Serve
 
 async def _sweep(gateway: Gateway, public: Server) -> None:
     """Every deadline of every connection, caller's and engine's, looked at four times a second."""
-    loop = asyncio.get_running_loop()
     while True:
         await asyncio.sleep(SWEEP_S)
-        now = loop.time()
+        now = time.monotonic()
         for connection in list(public.server_state.connections):
             if isinstance(connection, Connection):
                 connection.sweep(now)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from adapters.errors import ServiceError
 from gateway.v1.dialect import Dialect
 from gateway.v1.flow import PAUSE, Flow
-from gateway.v1.meter import StreamMeter
+from gateway.v1.meter import Meter
 from gateway.v1.upstream import Call, Fault
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Exchange:
         self.received = now  # monotonic seconds: the request is whole
         self.started = False  # something of the answer has been written
         self.last_write = now
-        self.meter: StreamMeter | None = None  # set while bytes pass straight through
+        self.meter: Meter | None = None  # set while bytes pass straight through
         self.flow: Flow = None  # type: ignore[assignment]  # set by begin(), before anything can use it
         self.forget_answer()
 
@@ -162,7 +162,7 @@ class Exchange:
         )
         client.finish()
 
-    def start_passing(self, meter: StreamMeter, head_lines: bytes) -> None:
+    def start_passing(self, meter: Meter, head_lines: bytes) -> None:
         """Write the head and what is held so far; from here on_body passes straight through `meter`."""
         client = self.client
         self.meter = meter

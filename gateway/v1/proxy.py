@@ -252,7 +252,7 @@ class Proxy:
 
     async def _pass_large(self, x: Exchange, work: Work) -> None:
         lines = b"content-type: application/json\r\n" + self._answer_lines(x, work)
-        meter = BodyMeter(x.dialect, self.settings.upstream.max_answer_bytes)
+        meter = BodyMeter(x.dialect, self.settings.upstream.max_answer_bytes, _rename(_target(work)))
         x.start_passing(meter, lines)
         await x.passed_through()
         work.usage = meter.usage()
@@ -264,16 +264,12 @@ class Proxy:
 
     async def _pass_stream(self, x: Exchange, work: Work, checked: fields.Checked) -> None:
         """Events, as they come. A stream never ends quietly: its terminator, or our error event."""
-        target = _target(work)
-        rename = None
-        if target.engine_name != target.answer_name:
-            rename = (target.engine_name.encode(), target.answer_name.encode())
         meter = StreamMeter(
             x.dialect,
             strip_usage=not checked.wants_usage,
             strip_continuous=not checked.wants_continuous_usage,
             max_event_bytes=self.settings.upstream.max_event_bytes,
-            rename=rename,
+            rename=_rename(_target(work)),
         )
         self.metrics.time_to_first_token.observe(self.clock() - x.received)
         lines = (
@@ -412,6 +408,13 @@ def _broken(x: Exchange, meter: StreamMeter) -> str | None:
     if x.fault is not None and not meter.saw_terminator:
         return "upstream_stalled" if x.fault is Fault.IDLE_TIMEOUT else "upstream_cut"
     return meter.end()
+
+
+def _rename(target: Target) -> tuple[bytes, bytes] | None:
+    """The answer's `model` is the version's public name; most engine names are that already."""
+    if target.engine_name == target.answer_name:
+        return None
+    return target.engine_name.encode(), target.answer_name.encode()
 
 
 def _stream_usage(meter: StreamMeter, prompt_guess: int) -> tuple[int, int]:
