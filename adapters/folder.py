@@ -20,7 +20,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 1024 * 1024
 MAX_WEIGHTS_BYTES = 8 * 1024**3
-MAX_ENTRIES = 10_000
+MAX_ENTRIES = 1000
 
 # What PEFT and LLaMA-Factory leave beside an adapter: tokenizer, chat template, logs, curves, optimizer state and
 # checkpoints. All of it is ignored, never opened and never copied; the base's tokenizer and template are used.

@@ -176,7 +176,7 @@ _RULES: Mapping[str, _Rule] = {
         _local_or_hub, "base_mismatch", "Name the base by hub id or path, not by address."
     ),
     "r": _Rule(_rank, "rank", f"A rank is a whole number from 1 to {MAX_RANK}."),
-    "lora_alpha": _Rule(_positive, "config_type", "lora_alpha is a positive number."),
+    "lora_alpha": _Rule(_positive, "config_type", "Use a positive number for lora_alpha."),
     "target_modules": _Rule(_texts, "config_type", _TYPE),
     "exclude_modules": _Rule(_texts, "config_type", _TYPE),
     "layers_to_transform": _Rule(_numbers_or_texts, "config_type", _TYPE),
