@@ -1,4 +1,7 @@
-"""What a scrape shows (labels in alphabetical order of their names): names, the bounded model label, and that no counter ever goes down."""
+"""What a scrape shows: names, the bounded model label, and that no counter ever goes down.
+
+Label values stand in the alphabetical order of their names.
+"""
 
 from __future__ import annotations
 
