@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.local import pip
 from gateway.local.display import Display
-from gateway.local.errors import CannotStart, PackagesMissing, PlatformUnsupported
+from gateway.local.errors import CannotStart, PlatformUnsupported
+from gateway.local.filling import Filling
 from gateway.local.hardware import Hardware
 from gateway.local.locks import hold
 from gateway.local.pins import Kind
@@ -26,7 +26,6 @@ from gateway.local.process import run
 from gateway.local.timings import Timings
 
 STAMP = "complete"
-REDRAW_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +105,8 @@ class Environments:
         began = self.clock()
         try:
             await self._venv(kind, folder, base)
-            await self._install(kind, folder, timings.last(kind.name))
+            filling = Filling(kind, python_of(folder), self.environ, self.display, self.clock)
+            await filling.run(folder, timings.last(kind.name))
         except BaseException:  # a cancelled or failed build leaves nothing behind; it is raised on
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -127,63 +127,6 @@ class Environments:
             )
             last = outcome.lines[-1][:200] if outcome.lines else "no output"
             raise CannotStart(f"`{base} -m venv` failed: {last} Please {advice}, then start again.")
-
-    async def _install(self, kind: Kind, folder: Path, expected_s: float | None) -> None:
-        requirements = kind.requirements()
-        watch = pip.watch(folder)
-        drawing = asyncio.create_task(self._draw(kind, watch, len(requirements), expected_s))
-        try:
-            first = [line for line in requirements if kind.first and line.startswith(f"{kind.first}==")]
-            if first:
-                await self._install_first(kind, folder, first, watch)
-            with tempfile.TemporaryDirectory() as scratch:
-                rest = Path(scratch) / "pins.txt"
-                rest.write_text("\n".join(line for line in requirements if line not in first), encoding="utf-8")
-                outcome = await pip.install(
-                    python_of(folder), ["-r", str(rest)], environ=self.environ, on_line=watch.line
-                )
-            if outcome.code != 0:
-                raise pip.failure(outcome, kind.title)
-        finally:
-            drawing.cancel()
-            await asyncio.gather(drawing, return_exceptions=True)
-
-    async def _install_first(self, kind: Kind, folder: Path, first: list[str], watch: pip.Watch) -> None:
-        """The package with an index of its own: the configured indexes first, then that one as well.
-
-        Alone, so that no other package can come from that index.
-        """
-        python = python_of(folder)
-        outcome = await pip.install(python, first, environ=self.environ, on_line=watch.line)
-        if outcome.code != 0 and kind.index and pip.missing(outcome):
-            watch.collected = 0
-            self.display.say(f"The configured indexes do not have {first[0]}; asking {kind.index} as well.")
-            outcome = await pip.install(python, first, environ=self.environ, index=kind.index, on_line=watch.line)
-            if outcome.code != 0 and pip.missing(outcome):
-                raise PackagesMissing(
-                    f"Neither the package indexes that pip is configured with nor {kind.index} gave {first[0]}. Set "
-                    "PIP_EXTRA_INDEX_URL to an index that has it or PIP_FIND_LINKS to a folder with its wheel, "
-                    "then start again."
-                )
-        if outcome.code != 0:
-            raise pip.failure(outcome, kind.title)
-
-    async def _draw(self, kind: Kind, watch: pip.Watch, total: int, expected_s: float | None) -> None:
-        began = self.clock()
-        while True:
-            installed = watch.installed()
-            done = max(watch.collected, installed)
-            spent = self.clock() - began
-            # Getting and unpacking take about as long as each other; so each package counts twice.
-            share = (done + installed) / (2 * max(total - watch.ignored, 1))
-            left = expected_s - spent if expected_s else (spent / share - spent if share > 0.1 else None)
-            far = (
-                f"{installed} of {total - watch.ignored} packages installed"
-                if watch.installing and installed > 1
-                else (f"{done} of {total - watch.ignored} packages")
-            )
-            self.display.show(f"Making the environment for {kind.title}", f"{far}, {watch.bytes / 1e6:.0f} MB", left)
-            await asyncio.sleep(REDRAW_S)
 
 
 def python_of(folder: Path) -> Path:
