@@ -41,7 +41,7 @@ class Dialect:
     # Streams. Chunks are bare `data:` lines; events name their type in an `event:` line before it.
     named_events: bool = False
     terminators: tuple[bytes, ...] = ()  # the last event: its data (chunks) or its type (events)
-    failures: tuple[bytes, ...] = ()  # types of events that report a failure
+    failures: tuple[bytes, ...] = (b"error",)  # types of events that report a failure
     delta_suffix: bytes = b""  # ends the type of every event that carries generated content
     usage_events: tuple[bytes, ...] = ()  # types of events that say what was used, in themselves or in `wrapper`
     wrapper: str = ""
@@ -76,7 +76,6 @@ _DIALECTS = (
         MESSAGES,
         named_events=True,
         terminators=(b"message_stop",),
-        failures=(b"error",),
         delta_suffix=b"block_delta",
         usage_events=(b"message_start", b"message_delta"),
         wrapper="message",

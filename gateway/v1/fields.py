@@ -88,7 +88,7 @@ def _unknown(name: str) -> UnsupportedParameter:
 
 
 def _answers(field: str, clean: dict[str, Any]) -> int:
-    """n × prompts, where the prompts stand in `field`; InvalidRequest for more than an engine should be given."""
+    """n times the prompts, which stand in `field`; InvalidRequest for more than an engine should be given."""
     answers: int = clean.get("n", 1)
     prompts = clean[field]
     if type(prompts) is list and type(prompts[0]) is not int:

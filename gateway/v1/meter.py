@@ -16,7 +16,7 @@ from gateway.v1.wire import encode, model_field
 
 _CHUNK = b'data: {"id":'  # how every chunk of an engine begins; all else is parsed
 _USAGE = b',"usage":{'
-_EMPTY = (b'"content":""', b'"text":""')  # a first chunk that only says "assistant"
+_EMPTY = (b'"content":""', b'"text":""', b'"delta":{}')  # a chunk without content
 _SMALL_ANSWER = 16 * 1024  # bytes; parsing it whole is cheaper than being clever (1 µs per KB)
 _TAIL = 64 * 1024  # bytes at the end of a large answer in which its usage stands
 
@@ -73,14 +73,12 @@ class StreamMeter:
         """The bytes to pass on now. Never raises: what is wrong is in `fault`."""
         if self.stopped:
             return b""
-        if (
-            not self._pending
-            and data.endswith(b"\n\n")
-            and data.find(b"\n\n") == len(data) - 2
-            and len(data) <= self._max
-            and b"\r" not in data
-        ):
-            return self._event(data) if self._named else self._chunk(data)
+        if not self._pending and data.endswith(b"\n\n") and len(data) <= self._max:  # most often exactly one event
+            if not self._named:
+                if data.count(b"\n") == 2:
+                    return self._chunk(data)
+            elif data.find(b"\n\n") == len(data) - 2 and b"\r" not in data:
+                return self._event(data)
         return self._assemble(data)
 
     def end(self) -> str | None:
@@ -141,21 +139,29 @@ class StreamMeter:
             return self._parsed(event)
         at = event.rfind(_USAGE)
         if at > 0:
-            if event.find(b"},", at) > 0 or not event.endswith(b"}}\n\n"):  # something follows the usage
-                return self._parsed(event)
-            self._usage = event[at + len(_USAGE) - 1 : -3]
+            # Usage holds numbers and objects of numbers: no string in it can hide a brace.
+            end = event.find(b"}", at)
+            if event.find(b"{", at + len(_USAGE), end) > 0:  # details inside: then it must be the last field
+                if event.find(b"},", at) > 0 or not event.endswith(b"}}}\n\n"):
+                    return self._parsed(event)
+                end = len(event) - 4
+            self._usage = event[at + len(_USAGE) - 1 : end + 1]
             self.has_usage = True
             if event.endswith(b'"choices":[]', 0, at):
                 self._exact = True
                 return b"" if self._strip_usage else self._renamed(event)
             if self._strip_continuous:
-                event = event[:at] + b"}\n\n"
+                event = event[:at] + event[end + 1 :]
+        self._count(event)
+        return event if self._rename is None else event.replace(*self._rename, 1)
+
+    def _count(self, event: bytes) -> None:
+        """A chunk of an answer; the first ones only say "assistant"."""
         if self.started:
             self.deltas += 1
-        elif _EMPTY[0] not in event and _EMPTY[1] not in event:
+        elif not any(empty in event for empty in _EMPTY):
             self.started = True
             self.deltas = 1
-        return event if self._rename is None else event.replace(*self._rename, 1)
 
     def _event(self, event: bytes) -> bytes:
         """One event of a stream that names its types."""
@@ -172,7 +178,7 @@ class StreamMeter:
         dialect = self._dialect
         name, data = _fields(event)
         if not data:
-            return event
+            return event if name not in dialect.failures else self._fail("engine_error")
         if not self._named and data in dialect.terminators:
             return self._whole(event)
         try:
@@ -212,8 +218,7 @@ class StreamMeter:
                 del payload["usage"]
                 event = b"data: %b\n\n" % encode(payload)
         if not last:
-            self.started = True
-            self.deltas += 1
+            self._count(event)
         return self._renamed(event)
 
     def _renamed(self, event: bytes) -> bytes:

@@ -161,12 +161,14 @@ def model_field(model: str) -> bytes:
 
 # An engine's 4xx -----------------------------------------------------------------------------------------
 
-_LIMIT = re.compile(r"(?:maximum context length (?:is |\()|max_model_len )(\d{1,9})")
-_WANTED = re.compile(r"(?:contains (?:at least )?|prompt length |Input length \()(\d{1,9})(?! char)")
+_LIMIT = re.compile(r"(?:maximum context length (?:is |\()|max_model_len[ =])(\d{1,9})")
+_WANTED = re.compile(r"(?:contains (?:at least )?|prompt length |Input length \(|max_tokens=)(\d{1,9})(?! char)")
 # Harmless text: words, plain numbers, names in quotes or backticks. No path, URL, address, brace or line break.
 _PLAIN = re.compile(r"(?:[A-Za-z0-9 ,.;:()\[\]<>=+%_-]|`[\w.]{1,64}`|'[\w.]{1,64}'|\"[\w.]{1,64}\")+")
 _SUSPECT = re.compile(r"0x[0-9a-f]|\d+\.\d+\.\d+\.\d+|:\d|vllm|traceback|errno|localhost|\.py\b", re.IGNORECASE)
-_ECHO = re.compile(r"[,.;:]?\s+(?:but\s+)?got\b.*", re.IGNORECASE | re.DOTALL)  # "…, got <the caller's value>"
+# "…, got <the caller's value>" and "… (parameter=…, value=<the caller's value>)"
+_ECHO = re.compile(r"[,.;:]?\s+(?:but\s+)?got\b.*|\s*\((?:parameter|value|received)\b.*", re.IGNORECASE | re.DOTALL)
+_NO_API = re.compile(r"does not support [\w ()]{1,40} API")
 _PARAM = re.compile(r"[A-Za-z_][\w.\[\]]{0,63}")
 _MAX_ENGINE_TEXT = 300
 
@@ -182,7 +184,10 @@ def from_engine_error(status: int, body: bytes, public_model: str, engine_model:
                              code="upstream_refused_key", retryable=False)  # fmt: skip
     if status in (429, 503):
         return Overloaded("The engine has as many requests as it can take. Try again in a moment.", retry_after_s=2)
-    if "does not support" in text or status in (404, 405, 501):
+    if "LoRA adapter" in text:
+        return UpstreamError(f"The engine could not load the model `{public_model}`. The operator sees why.",
+                             code="upstream_load_failed")  # fmt: skip
+    if _NO_API.search(text) or status in (404, 405, 501):
         if status == 404 and "does not exist" in text:
             return ModelLoading(f"The model `{public_model}` is being loaded. Try again shortly.", retry_after_s=2)
         return UnsupportedEndpoint(f"The engine does not serve this endpoint for the model `{public_model}`.")
