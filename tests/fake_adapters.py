@@ -71,8 +71,8 @@ class Adapters:
 
     def load(self, body: Any) -> Reply:
         """POST /v1/load_lora_adapter; every call with a name is counted in `loads`."""
-        if (missing := next((key for key in ("lora_name", "lora_path") if key not in body), None)) is not None:
-            return missing_field(missing, len(body))
+        if missing := [key for key in ("lora_name", "lora_path") if key not in body]:
+            return missing_fields(missing, len(body))
         name, path = body["lora_name"], body["lora_path"]
         self.loads.append(name)
         if not name or not path:
@@ -101,7 +101,7 @@ class Adapters:
     def unload(self, body: Any) -> Reply:
         """POST /v1/unload_lora_adapter."""
         if "lora_name" not in body:
-            return missing_field("lora_name", len(body))
+            return missing_fields(["lora_name"], len(body))
         name = body["lora_name"]
         if not name:
             return problem("'lora_name' needs to be provided to unload a LoRA adapter.", "InvalidUserInput")
@@ -140,7 +140,9 @@ class Adapters:
         return None
 
 
-def missing_field(name: str, count: int) -> Reply:
-    """FastAPI's answer to a body without a required field, as vLLM renders it."""
-    text = f"{{'type': 'missing', 'loc': 'body.{name}', 'msg': 'Field required', 'input': '<dict of {count} items>'}}"
-    return problem(f"1 validation error:\n  {text}", "Bad Request", 400, f"body.{name}")
+def missing_fields(names: list[str], count: int) -> Reply:
+    """FastAPI's answer to a body of `count` fields without the required `names`, as vLLM renders it."""
+    rest = f"'msg': 'Field required', 'input': '<dict of {count} items>'"
+    lines = [f"{len(names)} validation error{'s' if len(names) > 1 else ''}:"]
+    lines += [f"  {{'type': 'missing', 'loc': 'body.{name}', {rest}}}" for name in names]
+    return problem("\n".join(lines), "Bad Request", 400, f"body.{names[0]}")

@@ -284,7 +284,7 @@ def _summed(total: Body) -> Body:
 
 
 def _completion_logprobs(body: Body, words: list[str], offset: int = 0) -> Body | None:
-    if body.get("logprobs") is None:
+    if body.get("logprobs") is None or not words:
         return None
     offsets = [offset + len("".join(words[:at])) for at in range(len(words))]
     top = [{w: -0.5} | {f"{w}{i}": -1.5 - i for i in range(body["logprobs"] - 1)} for w in words]

@@ -120,16 +120,24 @@ def _response_events(ask: Ask, made: Draft) -> list[bytes]:
         steps.append({"arguments": made.text, **where, "type": f"{kind}.done", "name": made.tool})
     else:
         empty = {"annotations": [], "text": "", "type": "output_text", "logprobs": []}
-        text = {"content_index": 0, **where, "logprobs": []}
         steps.append({"content_index": 0, **where, "part": empty, "type": "response.content_part.added"})
-        steps += [{**text, "delta": word, "type": "response.output_text.delta"} for word in made.words]
-        steps.append({**text, "text": made.text, "type": "response.output_text.done"})
+        message = {"item_id": item["id"], "logprobs": [], "output_index": 0}
+        kind = "response.output_text"
+        steps += [{"content_index": 0, "delta": word, **message, "type": f"{kind}.delta"} for word in made.words]
+        steps.append({"content_index": 0, **message, "text": made.text, "type": f"{kind}.done"})
         part = item["content"][0]
         steps.append({"content_index": 0, **where, "part": part, "type": "response.content_part.done"})
     steps.append({"item": item, "output_index": 0, "type": "response.output_item.done"})
     # "completed" also where max_output_tokens cut it: vLLM has no response.incomplete.
     steps.append({"response": _response(ask, made, [item]), "type": "response.completed"})
-    return [_event(step | {"sequence_number": number}) for number, step in enumerate(steps)]
+    return [_event(_numbered(step, number)) for number, step in enumerate(steps)]
+
+
+def _numbered(step: Body, number: int) -> Body:
+    """With its sequence number where pydantic's field order has it."""
+    late = ("text", "type", "name")
+    early = {key: value for key, value in step.items() if key not in late}
+    return early | {"sequence_number": number} | {key: step[key] for key in late if key in step}
 
 
 def messages(ask: Ask) -> Reply:

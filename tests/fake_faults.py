@@ -147,8 +147,7 @@ async def _sliced(connection: Connection, reply: Reply, keep_alive: bool) -> Non
         wire = reply.head(keep_alive=keep_alive) + b"".join(parts) + chunk(b"")
     for at in range(0, len(wire), 7):
         await connection.send(wire[at : at + 7])
-    if not keep_alive:
-        connection.transport.close()
+    _ended(connection, keep_alive)
 
 
 async def _huge(connection: Connection, reply: Reply, what: Scripted, keep_alive: bool) -> None:
@@ -156,19 +155,20 @@ async def _huge(connection: Connection, reply: Reply, what: Scripted, keep_alive
     if reply.events is None:
         await connection.send(reply.head(keep_alive=keep_alive, length=size))
         await connection.send(b'{"id":"')
-        for _ in range(7, size - 2, _PIECE):
-            await connection.send(b"x" * min(_PIECE, size - 2 - _))
+        for at in range(7, size - 2, _PIECE):
+            await connection.send(b"x" * min(_PIECE, size - 2 - at))
         await connection.send(b'"}')
-        return
+        return _ended(connection, keep_alive)
     await connection.send(reply.head(keep_alive=keep_alive))
     piece = b"x" * _PIECE
     if what.fault is Fault.HUGE_LINE:
         await connection.send(chunk(b"data: "))
     else:
-        piece = (reply.events[len(reply.events) // 2] * (_PIECE // 64))[:]
+        piece = reply.events[len(reply.events) // 2] * (_PIECE // 256)
     for _ in range(0, size, len(piece)):
         await connection.send(chunk(piece))
     await connection.send(chunk(b"\n\n" if what.fault is Fault.HUGE_LINE else reply.events[-1]) + chunk(b""))
+    return _ended(connection, keep_alive)
 
 
 async def _broken(connection: Connection, reply: Reply, what: Scripted, keep_alive: bool) -> None:
@@ -197,6 +197,13 @@ async def _broken(connection: Connection, reply: Reply, what: Scripted, keep_ali
             await asyncio.Event().wait()
         case Fault.HALF_EVENT if reply.events is not None:
             await connection.send(chunk(begun[: len(begun) // 2]) + chunk(b""))
+            _ended(connection, keep_alive)
         case _:
             await connection.send(chunk(b""))
+            _ended(connection, keep_alive)
     return None
+
+
+def _ended(connection: Connection, keep_alive: bool) -> None:
+    if not keep_alive:
+        connection.transport.close()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests import fake_answers, fake_events
-from tests.fake_adapters import Adapters, missing_field
+from tests.fake_adapters import Adapters, missing_fields
 from tests.fake_answers import Ask, dump, problem
 from tests.fake_wire import Reply, Seen
 
@@ -62,9 +62,11 @@ class Routes:
         if seen.path == "/invocations" and "messages" in body:
             prefix, answer = INFERENCE["/v1/chat/completions"]
         required = ("messages", "max_tokens") if seen.path == "/v1/messages" else ()
-        if (missing := next((key for key in required if key not in body), None)) is not None:
-            return missing_field(missing, len(body))
+        if missing := [key for key in required if key not in body]:
+            return missing_fields(missing, len(body))
         model = self.adapters.resolve(body.get("model"))
+        if isinstance(model, Reply) and model.status == 404 and seen.path == "/v1/embeddings":
+            return problem(f"The model `{body['model']}` does not exist.", "NotFoundError", 404)
         if isinstance(model, Reply):
             return fake_events.anthropic(model) if seen.path.startswith("/v1/messages") else model
         self.asked += 1
@@ -116,9 +118,10 @@ def parsed(seen: Seen) -> Any:
         return problem(text, "Bad Request")
     try:
         body = seen.json()
-    except (ValueError, RecursionError):
-        text = "{'type': 'json_invalid', 'loc': 'body.0', 'msg': 'JSON decode error', 'input': '<dict of 0 items>'}"
-        return problem(f"1 validation error:\n  {text}", "Bad Request", 400, "body.0")
+    except (ValueError, RecursionError) as wrong:
+        where, why = f"body.{getattr(wrong, 'pos', 0)}", getattr(wrong, "msg", "Expecting value")
+        text = f"{{'type': 'json_invalid', 'loc': '{where}', 'msg': 'JSON decode error', 'input': '<dict of 0 items>', "
+        return problem(f"1 validation error:\n  {text}'ctx': {{'error': '{why}'}}}}", "Bad Request", 400, where)
     if not isinstance(body, dict):
         text = "{'type': 'model_attributes_type', 'loc': 'body', 'msg': 'Input should be a valid dictionary or object "
         return problem(f"1 validation error:\n  {text}to extract fields from'}}", "Bad Request", 400, "body")

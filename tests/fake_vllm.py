@@ -109,10 +109,12 @@ class FakeVLLM:
         """Accept and read, answer nothing, /health included, until start() or restart()."""
         self._hung = True
 
-    def close_idle(self) -> None:
+    async def close_idle(self) -> None:
         """Close the connections on which nothing is being answered (uvicorn does after 5 s)."""
-        for connection in [c for c in self._connections if not c.busy]:
+        idle = {c for c in self._connections if not c.busy}
+        for connection in idle:
             connection.transport.close()
+        await self._until(lambda: not idle & self._connections)
 
     def _refuse(self) -> None:
         if self._server is not None:
@@ -220,6 +222,7 @@ class FakeVLLM:
 
     def _closed(self, connection: Connection, task: asyncio.Task[None] | None) -> None:
         self._connections.discard(connection)
+        self._note()
         if task is not None:
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
@@ -279,9 +282,7 @@ def _refused(message: str) -> int:
     """How vLLM ends when it does not take its model: a traceback whose telling line is not the last one."""
     lines = ["Traceback (most recent call last):", '  File "<frozen runpy>", line 198, in _run_module_as_main']
     lines.append("pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig")
-    lines.append(
-        f"  Value error, {message} [type=value_error, input_type=ArgsKwargs]"
-    )
+    lines.append(f"  Value error, {message} [type=value_error, input_type=ArgsKwargs]")
     lines.append("    For further information visit https://errors.pydantic.dev/2.14/v/value_error")
     print("\n".join(lines), file=sys.stderr, flush=True)
     return 1
