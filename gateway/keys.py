@@ -127,14 +127,16 @@ class KeyService:
         """Give a key a new token; the one before stays good for `grace_s` seconds, any older one ends now."""
         if not 0 <= grace_s <= MAX_GRACE_S:
             raise InvalidRequest(f"`grace_s` must be from 0 to {MAX_GRACE_S:.0f} seconds.", param="grace_s")
-        minted = mint(self._random_bytes, key_id)
         until = self._clock() + grace_s
+        tokens = []
 
         def changed(key: ApiKey) -> ApiKey:
-            fresh = digest(self.pepper, minted.token.encode("ascii"))
+            tokens.append(mint(self._random_bytes, key.id).token)
+            fresh = digest(self.pepper, tokens[-1].encode("ascii"))
             return replace(key, digest=fresh, previous_digest=key.digest, previous_valid_until=until)
 
-        return Issued(await self._change(key_id, by, changed), minted.token)
+        key = await self._change(key_id, by, changed)
+        return Issued(key, tokens[-1])
 
     async def revoke(self, key_id: str, by: Key) -> ApiKey:
         """End a key for good. Revoking twice is no error: the first time stands; NotFound, Forbidden."""

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gateway.cli import output
-from gateway.cli.client import segment
+from gateway.cli.client import Refused, segment
 from gateway.cli.session import Session, session
 
 PATH = "/admin/v1/adapters"
@@ -61,31 +61,36 @@ def check(gateway: Session, source: str) -> None:
     gateway.show(answer, lambda report: output.pairs(report.items()))
 
 
-@adapters.command(epilog="Example: loragate adapters load customer-service --version 0123456789ab")
+@adapters.command(epilog="Example: loragate adapters load customer-service 0123456789ab")
 @click.argument("name")
-@click.option("--version", help="12 hex digits; without it the live one.")
+@click.argument("version", required=False)
 @session
 def load(gateway: Session, name: str, version: str | None) -> None:
-    """Load a version into every engine and keep it there."""
-    _change(gateway, name, "load", version)
+    """Load VERSION (12 hex digits; default: the live one) into every engine and keep it there."""
+    _change(gateway, name, "load", {} if version is None else {"version": version})
 
 
-@adapters.command(epilog="Example: loragate adapters unload customer-service --version 0123456789ab")
+@adapters.command(epilog="Example: loragate adapters unload customer-service 0123456789ab")
 @click.argument("name")
-@click.option("--version", help="12 hex digits.")
+@click.argument("version")
 @session
-def unload(gateway: Session, name: str, version: str | None) -> None:
-    """Take a version out of every engine; it stays in the store."""
-    _change(gateway, name, "unload", version)
+def unload(gateway: Session, name: str, version: str) -> None:
+    """Take VERSION (12 hex digits) out of every engine; it stays in the store."""
+    _change(gateway, name, "unload", {"version": version})
 
 
-@adapters.command(epilog="Example: loragate adapters promote customer-service --version 0123456789ab")
+@adapters.command(epilog="Example: loragate adapters promote customer-service 0123456789ab")
 @click.argument("name")
-@click.option("--version", help="12 hex digits; without it the newest.")
+@click.argument("version", required=False)
 @session
 def promote(gateway: Session, name: str, version: str | None) -> None:
-    """Let the public name answer with a version."""
-    _change(gateway, name, "promote", version)
+    """Let the public name answer with VERSION (12 hex digits; default: the newest)."""
+    if version is None:
+        newest_first = gateway.call("GET", f"{PATH}/{segment(name)}")["versions"]
+        if not newest_first:
+            raise Refused(f"{name} has no version. Register one first.")
+        version = newest_first[0]["version"]
+    _change(gateway, name, "promote", {"version": version})
 
 
 @adapters.command(epilog="Example: loragate adapters rollback customer-service")
@@ -93,20 +98,21 @@ def promote(gateway: Session, name: str, version: str | None) -> None:
 @session
 def rollback(gateway: Session, name: str) -> None:
     """Let the public name answer with the version before."""
-    _change(gateway, name, "rollback", None)
+    _change(gateway, name, "rollback", {})
 
 
 @adapters.command(epilog="Example: loragate adapters remove customer-service")
 @click.argument("name")
+@click.argument("version", required=False)
 @session
-def remove(gateway: Session, name: str) -> None:
-    """Remove an adapter with all its versions, from the engines and from the store."""
-    answer = gateway.call("DELETE", f"{PATH}/{segment(name)}", timeout_s=LOAD_TIMEOUT_S)
-    gateway.show(answer, lambda _: click.echo(f"Removed {output.text(name)}."))
+def remove(gateway: Session, name: str, version: str | None) -> None:
+    """Remove an adapter (or one VERSION that is not live) from the engines and from the store."""
+    path, query = f"{PATH}/{segment(name)}", {"version": version}
+    answer = gateway.call("DELETE", path, query=query, timeout_s=LOAD_TIMEOUT_S)
+    gateway.show(answer, lambda gone: click.echo(f"Removed {name}: {', '.join(gone['removed']) or 'no version'}."))
 
 
-def _change(gateway: Session, name: str, verb: str, version: str | None) -> None:
-    body = {} if version is None else {"version": version}
+def _change(gateway: Session, name: str, verb: str, body: dict[str, str]) -> None:
     answer = gateway.call("POST", f"{PATH}/{segment(name)}/{verb}", body=body, timeout_s=LOAD_TIMEOUT_S)
     gateway.show(answer, _shown)
 

@@ -1,0 +1,124 @@
+"""/admin/v1/adapters: register, list, show, check, promote, roll back, load, unload, remove."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Depends, Path, Query
+
+from adapters.errors import InvalidRequest
+from adapters.service import AdapterService
+from adapters.types import Adapter, Version
+from gateway.admin.access import admin
+from gateway.admin.schemas import (
+    AdapterRegister,
+    AdapterSource,
+    AdapterView,
+    CheckView,
+    Listed,
+    NoFields,
+    Paging,
+    PlacementView,
+    RemovedVersion,
+    RemovedView,
+    VersionChosen,
+    VersionOrLive,
+    VersionView,
+)
+
+# Whatever else stands in a URL is not repeated in a refusal.
+Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
+
+
+class AdapterRoutes:
+    def __init__(self, adapters: AdapterService) -> None:
+        self._adapters = adapters
+
+    def router(self) -> APIRouter:
+        router = APIRouter(prefix="/admin/v1/adapters", dependencies=[Depends(admin)], tags=["adapters"])
+        router.add_api_route("", self.register, methods=["POST"], status_code=201)
+        router.add_api_route("", self.list, methods=["GET"])
+        router.add_api_route("/check", self.check, methods=["POST"])
+        router.add_api_route("/{name}", self.show, methods=["GET"])
+        router.add_api_route("/{name}", self.remove, methods=["DELETE"])
+        router.add_api_route("/{name}/promote", self.promote, methods=["POST"])
+        router.add_api_route("/{name}/rollback", self.rollback, methods=["POST"])
+        router.add_api_route("/{name}/load", self.load, methods=["POST"])
+        router.add_api_route("/{name}/unload", self.unload, methods=["POST"])
+        return router
+
+    async def register(self, body: AdapterRegister) -> AdapterView:
+        """Check a folder, store it as a new version and load it into every engine; the same content adds nothing."""
+        source = _folder(body.source)
+        return _view(await self._adapters.register(source, body.name, promote=body.promote, notes=body.notes))
+
+    async def list(self, paging: Annotated[Paging, Query()]) -> Listed[AdapterView]:
+        """All adapters by name."""
+        found, has_more = await self._adapters.list(after=paging.after, limit=paging.limit)
+        return Listed[AdapterView](data=[_view(adapter) for adapter in found], has_more=has_more)
+
+    async def check(self, body: AdapterSource) -> CheckView:
+        """Whether a folder could be served; nothing is stored or loaded."""
+        found = await self._adapters.check(_folder(body.source))
+        return CheckView(
+            ok=True,
+            version=found.version,
+            rank=found.rank,
+            size_bytes=found.size_bytes,
+            base=found.base,
+            warnings=[*found.warnings],
+        )
+
+    async def show(self, name: Name) -> AdapterView:
+        """One adapter, its versions, and where each is loaded."""
+        return _view(await self._adapters.show(name))
+
+    async def remove(self, name: Name, which: Annotated[RemovedVersion, Query()]) -> RemovedView:
+        """Remove an adapter, or one of its versions that is not live, from engines and store."""
+        gone = await self._adapters.remove(name, which.version)
+        return RemovedView(name=name, removed=[version.version for version in gone])
+
+    async def promote(self, name: Name, body: VersionChosen) -> AdapterView:
+        """Let the name answer with a version, once every ready engine has it."""
+        return _view(await self._adapters.promote(name, body.version))
+
+    async def rollback(self, name: Name, _: Annotated[NoFields, Body(default_factory=NoFields)]) -> AdapterView:
+        """Let the name answer with the version before."""
+        return _view(await self._adapters.rollback(name))
+
+    async def load(
+        self, name: Name, body: Annotated[VersionOrLive, Body(default_factory=VersionOrLive)]
+    ) -> AdapterView:
+        """Keep a version loaded on every engine."""
+        return _view(await self._adapters.load(name, body.version))
+
+    async def unload(self, name: Name, body: VersionChosen) -> AdapterView:
+        """Free a version in every engine; it stays in the store."""
+        return _view(await self._adapters.unload(name, body.version))
+
+
+def _folder(source: str) -> FilePath:
+    folder = FilePath(source)
+    if not folder.is_absolute():
+        raise InvalidRequest("`source` must be an absolute path on the gateway's machine.", param="source")
+    return folder
+
+
+def _view(adapter: Adapter) -> AdapterView:
+    versions = [_version(version) for version in adapter.versions]
+    return AdapterView(name=adapter.name, live=adapter.live, previous=adapter.previous, canary=None, versions=versions)
+
+
+def _version(version: Version) -> VersionView:
+    replicas = [PlacementView(url=p.url, state=p.state.value, reason=p.reason or None) for p in version.replicas]
+    return VersionView(
+        version=version.version,
+        state=version.state.value,
+        created_at=int(version.created_at),
+        source=version.source,
+        notes=version.notes,
+        size_bytes=version.size_bytes,
+        rank=version.rank,
+        replicas=replicas,
+    )

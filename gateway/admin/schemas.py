@@ -1,0 +1,211 @@
+"""The JSON of the admin API, both ways. Unknown keys are errors. Times are unix seconds.
+
+Must not know services: routes turn these into grants and queries.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Annotated, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from adapters.errors import InvalidName
+from adapters.names import check_public_name
+
+T = TypeVar("T")
+
+Scope = Literal["inference", "training", "admin"]
+Ceiling = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+DailyTokens = Annotated[int, Field(strict=True, ge=1, le=2**53 - 1)]
+# Strict: `true` is no number. An ISO 8601 time is taken too, with its zone.
+Moment = Annotated[int, Field(strict=True, ge=0, le=253_402_300_799)] | datetime
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Listed(BaseModel, Generic[T]):
+    """Every list: ask again with `after` while there is more."""
+
+    data: list[T]
+    has_more: bool
+
+
+class Paging(Strict):
+    after: str | None = Field(None, max_length=128, description="id (or name) of the last item already seen")
+    limit: int = Field(100, ge=1, le=1000)
+
+
+class _KeyFields(Strict):
+    @field_validator("models", check_fields=False)
+    @classmethod
+    def _public_names(cls, models: list[str] | None) -> list[str] | None:
+        for name in models or ():
+            try:
+                check_public_name(name)
+            except InvalidName:
+                raise ValueError("a model is named by its public name, such as customer-service") from None
+        return models
+
+    @field_validator("expires_at", check_fields=False)
+    @classmethod
+    def _with_zone(cls, moment: int | datetime | None) -> int | datetime | None:
+        if isinstance(moment, datetime) and moment.tzinfo is None:
+            raise ValueError("a time needs its zone, such as 2026-12-31T00:00:00Z")
+        return moment
+
+
+class KeyCreate(_KeyFields):
+    name: str = Field(min_length=1, max_length=128)
+    scopes: list[Scope] = Field(["inference"], min_length=1, max_length=8)
+    models: list[str] | None = Field(None, min_length=1, max_length=1000, description="public names; null: all")
+    rpm: Ceiling | None = Field(None, description="requests per minute")
+    tpm: Ceiling | None = Field(None, description="tokens per minute")
+    concurrency: Ceiling | None = None
+    daily_tokens: DailyTokens | None = Field(None, description="tokens per UTC day")
+    expires_at: Moment | None = None
+
+
+class KeyChange(_KeyFields):
+    """What is left out stays; null takes a limit, an expiry or the list of models away."""
+
+    name: str = Field("", min_length=1, max_length=128)
+    scopes: list[Scope] = Field(["inference"], min_length=1, max_length=8)
+    models: list[str] | None = Field(None, min_length=1, max_length=1000)
+    rpm: Ceiling | None = None
+    tpm: Ceiling | None = None
+    concurrency: Ceiling | None = None
+    daily_tokens: DailyTokens | None = None
+    expires_at: Moment | None = None
+
+
+class KeyRotate(Strict):
+    grace_s: int = Field(3600, strict=True, ge=0, le=30 * 86_400, description="how long the old token stays good")
+
+
+class KeyView(BaseModel):
+    id: str
+    name: str
+    scopes: list[str]
+    models: list[str] | None
+    rpm: int | None
+    tpm: int | None
+    concurrency: int | None
+    daily_tokens: int | None
+    expires_at: int | None
+    created_at: int
+    revoked_at: int | None
+
+
+class KeyIssued(KeyView):
+    """At creation and rotation only: the token can never be shown again."""
+
+    key: str
+
+
+class UsagePaging(Strict):
+    since: date | None = Field(None, description="first UTC day, YYYY-MM-DD")
+    until: date | None = Field(None, description="last UTC day, included")
+    key: str | None = Field(None, pattern=r"^[A-Za-z0-9]{1,64}$", description="a key's id")
+    model: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")
+    group_by: str = Field(
+        "key,model,day",
+        pattern=r"^(none|(key|model|day)(,(key|model|day)){0,2})$",
+        description="comma-separated key, model, day; or none for one sum",
+    )
+    after: int = Field(0, ge=0, le=10**9, description="how many rows were already seen")
+    limit: int = Field(1000, ge=1, le=10_000)
+
+
+class UsageView(BaseModel):
+    """null: not grouped by it."""
+
+    key: str | None
+    model: str | None
+    day: str | None
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+VersionDigits = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$", description="12 hex digits")]
+Source = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=4096,
+        pattern=r"^[^\x00-\x1f\x7f]+$",
+        description="absolute path of a folder on the gateway's machine, in PEFT's format",
+    ),
+]
+
+
+class AdapterRegister(Strict):
+    source: Source
+    name: str = Field(min_length=1, max_length=128, description="the public name")
+    promote: bool = Field(False, strict=True, description="answer with it at once")
+    notes: str = Field("", max_length=4096)
+
+
+class AdapterSource(Strict):
+    source: Source
+
+
+class VersionChosen(Strict):
+    version: VersionDigits
+
+
+class VersionOrLive(Strict):
+    version: VersionDigits | None = Field(None, description="12 hex digits; left out: the live one")
+
+
+class NoFields(Strict):
+    """An empty body, or none."""
+
+
+class RemovedVersion(Strict):
+    version: VersionDigits | None = Field(None, description="12 hex digits; left out: the whole adapter")
+
+
+class CheckView(BaseModel):
+    """An adapter that can be served; one that cannot is a 400 with the reason."""
+
+    ok: bool
+    version: str
+    rank: int
+    size_bytes: int
+    base: str | None
+    warnings: list[str]
+
+
+class RemovedView(BaseModel):
+    name: str
+    removed: list[str]
+
+
+class PlacementView(BaseModel):
+    url: str
+    state: str
+    reason: str | None
+
+
+class VersionView(BaseModel):
+    version: str
+    state: str
+    created_at: int
+    source: str
+    notes: str
+    size_bytes: int
+    rank: int
+    replicas: list[PlacementView]
+
+
+class AdapterView(BaseModel):
+    name: str
+    live: str | None
+    previous: str | None
+    canary: None = None  # filled by weighted versions, which are to come
+    versions: list[VersionView]

@@ -1,0 +1,119 @@
+"""The real admin app on a real uvicorn and a real SQLite file, in the test's own loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from adapters.db import Database
+from adapters.reconcile import Reconciler
+from adapters.service import AdapterService
+from adapters.shelf import Shelf
+from gateway import store
+from gateway.admin.app import AdminServices, create_admin
+from gateway.keys import Grant, Issued, Key, KeyService, to_snapshot
+from gateway.usage import UsageRecorder, UsageService
+
+
+@dataclass
+class AdminRoom:
+    """Everything behind one admin port, and a client that carries the root key."""
+
+    home: Path
+    db: Database
+    keys: KeyService
+    recorder: UsageRecorder
+    app: FastAPI
+    url: str = ""
+    root: str = field(default="", repr=False)
+    root_client: httpx.AsyncClient = field(default_factory=lambda: httpx.AsyncClient(verify=False))
+
+    async def issue(self, *scopes: str, models: frozenset[str] | None = None) -> Issued:
+        grant = Grant("test", frozenset(scopes or ("inference",)), models)
+        return await self.keys.create(grant, self.keys.root)
+
+    def client(self, token: str | None) -> httpx.AsyncClient:
+        headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        return httpx.AsyncClient(
+            base_url=self.url, headers=headers, timeout=30, verify=False
+        )  # no TLS: skip its 20 ms of set-up
+
+
+@contextlib.asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[str]:
+    """`app` on a free port; its URL."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None, ws="none"))
+    task = asyncio.create_task(server.serve())
+    try:
+        while not server.started:  # uvicorn has no event for it
+            await asyncio.sleep(0.005)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
+
+
+@contextlib.asynccontextmanager
+async def admin_room(home: Path) -> AsyncIterator[AdminRoom]:
+    """Open everything in `home`, serve it, close it in reverse."""
+    live: dict[str, Key] = {}
+    async with contextlib.AsyncExitStack() as stack:
+        db = Database.open(f"sqlite:///{home / 'loragate.db'}")
+        stack.callback(db.close)
+        db.migrate()
+
+        async def refresh() -> None:
+            rows = await db.read(lambda conn: store.live_keys(conn, time.time()))
+            live.clear()
+            live.update(to_snapshot(rows))
+
+        keys = await KeyService.open(db, home, clock=time.time, random_bytes=os.urandom, changed=refresh)
+        recorder = UsageRecorder(db, clock=time.time, flush_s=3600, max_pending=1000)
+        await stack.enter_async_context(recorder)
+        app = create_admin(services(db, home, keys, recorder, live))
+        room = AdminRoom(home, db, keys, recorder, app, root=(home / "admin.key").read_text().strip())
+        await room.root_client.aclose()
+        room.url = await stack.enter_async_context(serving(app))
+        room.root_client = await stack.enter_async_context(room.client(room.root))
+        yield room
+
+
+def services(
+    db: Database, home: Path, keys: KeyService, recorder: UsageRecorder, live: Mapping[str, Key]
+) -> AdminServices:
+    return AdminServices(
+        keys=keys,
+        adapters=adapter_service(db, home),
+        usage=UsageService(db, recorder),
+        live_keys=lambda: live,
+        status=status,
+        ready=ready,
+        metrics=lambda: b"# HELP up x\n",
+        clock=time.time,
+        new_id=lambda: uuid.uuid4().hex,
+    )
+
+
+def adapter_service(db: Database, home: Path) -> AdapterService:
+    """The real one, with no engine running: registered versions wait."""
+    reconciler = Reconciler(db, [], clock=time.time)
+    return AdapterService(db, Shelf(home / "adapters"), reconciler, clock=time.time)
+
+
+def status() -> dict[str, Any]:
+    return {"version": "1", "engines": [{"url": "http://e", "state": "ready", "since_at": 1_800_000_000}]}
+
+
+def ready() -> tuple[bool, dict[str, Any]]:
+    return False, {"ready": False, "reasons": ["no engine"], "replicas": []}

@@ -1,0 +1,117 @@
+"""/admin/v1/adapters over HTTP, on the real registry and store, with no engine running."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.gateway.admin_room import AdminRoom, admin_room
+from tests.gateway.tiny_lora import tiny_lora
+
+PATH = "/admin/v1/adapters"
+
+
+@pytest.fixture
+async def room(tmp_path: Path) -> AsyncIterator[AdminRoom]:
+    async with admin_room(tmp_path) as opened:
+        yield opened
+
+
+async def register(room: AdminRoom, seed: int, name: str = "cs", **more: object) -> dict[str, object]:
+    source = room.home / f"lora-{name}-{seed}"
+    tiny_lora(source, seed)
+    response = await room.root_client.post(PATH, json={"source": str(source), "name": name, **more})
+    assert response.status_code == 201, response.text
+    adapter: dict[str, object] = response.json()
+    return adapter
+
+
+def versions(adapter: dict[str, object]) -> list[str]:
+    found = adapter["versions"]
+    assert isinstance(found, list)
+    return [version["version"] for version in found]
+
+
+async def test_a_registered_adapter_has_the_documented_shape(room: AdminRoom) -> None:
+    adapter = await register(room, 1, promote=True, notes="first")
+    assert set(adapter) == {"name", "live", "previous", "canary", "versions"}
+    assert isinstance(adapter["versions"], list)
+    (version,) = adapter["versions"]
+    assert set(version) >= {"version", "state", "created_at", "source", "size_bytes", "rank", "replicas"}
+    assert (adapter["live"], adapter["previous"], version["rank"], version["state"]) == (
+        *(version["version"], None),
+        *(4, "live"),
+    )
+    assert (await room.root_client.get(f"{PATH}/cs")).json() == adapter
+    assert (await room.root_client.get(PATH)).json() == {"data": [adapter], "has_more": False}
+
+
+async def test_the_life_of_two_versions(room: AdminRoom) -> None:
+    first = versions(await register(room, 1, promote=True))[0]
+    both = await register(room, 2)
+    second = versions(both)[0]
+    assert (both["live"], sorted(versions(both))) == (first, sorted([first, second]))
+    promoted = (await room.root_client.post(f"{PATH}/cs/promote", json={"version": second})).json()
+    assert (promoted["live"], promoted["previous"]) == (second, first)
+    back = (await room.root_client.post(f"{PATH}/cs/rollback")).json()
+    assert (back["live"], back["previous"]) == (first, second)
+    for verb, body in (("load", {}), ("load", {"version": second}), ("unload", {"version": second})):
+        assert (await room.root_client.post(f"{PATH}/cs/{verb}", json=body)).status_code == 200, verb
+    assert (await room.root_client.post(f"{PATH}/cs/unload", json={"version": first})).status_code == 409
+    assert (await room.root_client.delete(f"{PATH}/cs?version={first}")).status_code == 409
+    gone = (await room.root_client.delete(f"{PATH}/cs")).json()
+    assert (gone["name"], sorted(gone["removed"])) == ("cs", sorted([first, second]))
+    assert (await room.root_client.get(f"{PATH}/cs")).status_code == 404
+
+
+async def test_pages_by_name(room: AdminRoom) -> None:
+    for name in ("b", "a", "ft:base:org::c"):
+        await register(room, 1, name)
+    first = (await room.root_client.get(f"{PATH}?limit=2")).json()
+    rest = (await room.root_client.get(f"{PATH}?limit=2&after=b")).json()
+    assert [adapter["name"] for adapter in first["data"] + rest["data"]] == ["a", "b", "ft:base:org::c"]
+    assert (first["has_more"], rest["has_more"]) == (True, False)
+    assert (await room.root_client.get(f"{PATH}/ft:base:org::c")).status_code == 200
+
+
+async def test_check_stores_nothing(room: AdminRoom) -> None:
+    source = tiny_lora(room.home / "x")
+    report = (await room.root_client.post(f"{PATH}/check", json={"source": str(source)})).json()
+    assert (report["ok"], report["rank"], len(report["version"])) == (True, 4, 12)
+    assert (await room.root_client.get(PATH)).json()["data"] == []
+    (source / "adapter_config.json").write_text('{"peft_type": "OFT"}')
+    refused = await room.root_client.post(f"{PATH}/check", json={"source": str(source)})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "adapter_rejected")
+    assert len(refused.json()["error"]["message"]) > 20
+
+
+REFUSED: list[tuple[dict[str, object], str]] = [
+    ({"source": "relative", "name": "x"}, "invalid_value"),
+    ({"source": "/a\x00b", "name": "x"}, "invalid_value"),
+    ({"source": "/nowhere", "name": "x"}, "adapter_rejected"),
+    ({"source": "/nowhere", "name": "a b"}, "invalid_name"),
+    ({"source": "/nowhere", "name": "x", "promote": "yes"}, "invalid_value"),
+    ({"source": "/nowhere", "name": "x", "chat_template": "{{ }}"}, "unsupported_parameter"),
+    ({"name": "x"}, "invalid_value"),
+]
+
+
+async def test_what_cannot_be_registered(room: AdminRoom) -> None:
+    for body, code in REFUSED:
+        response = await room.root_client.post(PATH, json=body)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, code), body
+
+
+async def test_names_that_are_none(room: AdminRoom) -> None:
+    for name in ("..", "%2e%2e%2fx", "a%00b", "%20", "a@0123456789ab", "x" * 129):
+        for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/rollback")):
+            response = await room.root_client.request(method, f"{PATH}/{name}{path}")
+            assert response.status_code in (400, 404, 405), response.text
+
+
+async def test_routes_that_are_to_come_are_not_there(room: AdminRoom) -> None:
+    await register(room, 1)
+    canary = await room.root_client.post(f"{PATH}/cs/canary", json={"version": "0" * 12, "percent": 5})
+    assert canary.status_code == 404
