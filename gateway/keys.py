@@ -10,8 +10,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sqlalchemy import Connection
-
 from adapters.db import Database
 from adapters.errors import Conflict, InvalidRequest, NotFound
 from gateway import keyfiles, store
@@ -110,7 +108,8 @@ class KeyService:
 
     async def show(self, key_id: str) -> ApiKey:
         """One key; NotFound."""
-        return await self._db.read(lambda conn: _find(conn, key_id))
+        _plausible(key_id)
+        return _found(await self._db.read(lambda conn: store.get_key(conn, key_id)))
 
     async def update(self, key_id: str, change: Callable[[Grant], Grant], by: Key) -> ApiKey:
         """Change what a key may do; NotFound, Conflict where it is revoked, InvalidRequest, Forbidden."""
@@ -150,17 +149,15 @@ class KeyService:
     async def _change(
         self, key_id: str, by: Key, change: Callable[[ApiKey], ApiKey], *, revoked_too: bool = False
     ) -> ApiKey:
-        def write(conn: Connection) -> ApiKey:
-            key = _find(conn, key_id)
+        def checked(found: ApiKey | None) -> ApiKey:
+            key = _found(found)
             _within(key.grant, by)
             if key.revoked_at is not None and not revoked_too:
                 raise Conflict(f"The key {key.id} is revoked, which is for good. Create a new one.")
-            changed = change(key)
-            if changed != key:
-                store.replace_key(conn, changed)
-            return changed
+            return change(key)
 
-        changed = await self._db.write(write)
+        _plausible(key_id)
+        changed = await self._db.write(lambda conn: store.change_key(conn, key_id, checked))
         await self._changed()
         return changed
 
@@ -191,10 +188,13 @@ def to_snapshot(rows: Iterable[ApiKey]) -> dict[str, Key]:
     return keys
 
 
-def _find(conn: Connection, key_id: str) -> ApiKey:
-    # Only what may be an id is looked up: a NUL, for one, is an error to PostgreSQL.
-    plausible = len(key_id) == ID_LENGTH and key_id.isascii() and key_id.isalnum()
-    key = store.get_key(conn, key_id) if plausible else None
+def _plausible(key_id: str) -> None:
+    """Only what may be an id is looked up: a NUL, for one, is an error to PostgreSQL."""
+    if len(key_id) != ID_LENGTH or not (key_id.isascii() and key_id.isalnum()):
+        _found(None)
+
+
+def _found(key: ApiKey | None) -> ApiKey:
     if key is None:
         raise NotFound("There is no key with this id. `loragate keys list` shows them.")
     return key

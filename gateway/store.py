@@ -7,7 +7,7 @@ Must not know tokens, HTTP or who may do what.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -113,9 +113,14 @@ def add_key(conn: Connection, key: ApiKey) -> None:
     conn.execute(sa.insert(api_keys).values(id=key.id, created_at=key.created_at, **_columns(key)))
 
 
-def replace_key(conn: Connection, key: ApiKey) -> None:
-    revision.bump(conn)
-    conn.execute(sa.update(api_keys).where(api_keys.c.id == key.id).values(**_columns(key)))
+def change_key(conn: Connection, key_id: str, change: Callable[[ApiKey | None], ApiKey]) -> ApiKey:
+    """Read, change and write one key in one transaction; whatever `change` raises leaves it as it was."""
+    found = get_key(conn, key_id)
+    changed = change(found)
+    if changed != found:
+        revision.bump(conn)
+        conn.execute(sa.update(api_keys).where(api_keys.c.id == changed.id).values(**_columns(changed)))
+    return changed
 
 
 def get_key(conn: Connection, key_id: str) -> ApiKey | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from limits import RateLimitItem, parse
 from slowapi import Limiter
@@ -21,6 +22,8 @@ from gateway.keys import Key
 OPEN = frozenset({"/livez", "/readyz", "/metrics"})
 FAILURES = "20/minute"  # wrong keys from one address
 CALLS = "600/minute"  # requests with one key
+# Without a file of ours slowapi reads the `.env` of whatever directory the gateway was started in.
+NO_SETTINGS = Path(__file__).with_name("slowapi.env")
 
 
 class Guard:
@@ -28,7 +31,9 @@ class Guard:
 
     def __init__(self, authenticate: Callable[[bytes], Key | None]) -> None:
         self._authenticate = authenticate
-        self._limiter = Limiter(key_func=_client, strategy="fixed-window", storage_uri="memory://")
+        self._limiter = Limiter(
+            key_func=_client, strategy="fixed-window", storage_uri="memory://", config_filename=str(NO_SETTINGS)
+        )
         self._failures = parse(FAILURES)
         self._calls = parse(CALLS)
 

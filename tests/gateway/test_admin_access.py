@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -266,3 +268,11 @@ async def test_the_metrics_port_has_metrics_and_nothing_else() -> None:
         assert (await client.get("/metrics")).content == b"x 1\n"
         for path in ("/admin/v1/keys", "/docs", "/livez", "/"):
             assert (await client.get(path)).status_code == 404
+
+
+def test_the_folder_that_the_gateway_is_started_in_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"RATELIMIT_ENABLED=\xff\n")
+    code = "from gateway.admin.guard import Guard; Guard(lambda token: None)"
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": root}, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
