@@ -20,8 +20,7 @@ from gateway.settings import RequestCaps
 Rule = Callable[[Any, RequestCaps], Any]
 
 DROP: Any = object()  # "accepted, but the engine need not see it"
-INT64 = 2**63
-MAX_TOKEN_ID = 2**31 - 1  # engines keep token ids in int32
+INT64, MAX_TOKEN_ID = 2**63, 2**31 - 1  # engines keep token ids in int32
 MAX_PROMPT_IDS = 1024 * 1024  # of one prompt: beyond any model's context
 MAX_SCHEMA_BYTES = 64 * 1024  # of one JSON schema: compiling a grammar from it is the engine's dearest step
 MAX_MEDIA_CHARS = 6 * 1024 * 1024  # of one base64 picture or sound
@@ -52,8 +51,7 @@ def field_name(name: str) -> str:
     return name if _FIELD_NAME.fullmatch(name) else "(a field name that cannot be shown)"
 
 
-def ceiling(most: int | str, caps: RequestCaps) -> int:
-    """A bound: a number, or the name of the operator's cap."""
+def _ceiling(most: int | str, caps: RequestCaps) -> int:
     return most if isinstance(most, int) else int(getattr(caps, most))
 
 
@@ -61,7 +59,7 @@ def integer(low: int, high: int | str) -> Rule:
     """An integer (not a boolean, not 1.0); high: a number, or the name of a cap."""
 
     def rule(value: Any, caps: RequestCaps) -> Any:
-        most = high if type(high) is int else ceiling(high, caps)
+        most = _ceiling(high, caps)
         if type(value) is not int or not low <= value <= most:
             raise Refused(f"must be an integer from {low} to {most}")
         return value
@@ -135,7 +133,7 @@ def refused(why: str, kind: type[InvalidRequest] = UnsupportedParameter) -> Rule
 
 def items(each: Rule, most: int | str, least: int = 0) -> Rule:
     def rule(value: Any, caps: RequestCaps) -> Any:
-        limit = ceiling(most, caps)
+        limit = _ceiling(most, caps)
         if type(value) is not list or not least <= len(value) <= limit:
             raise Refused(f"must be a list of {least} to {limit} items")
         for at, item in enumerate(value):
@@ -192,11 +190,8 @@ def shape(fields: Mapping[str, Rule], *required: str) -> Rule:
             allowed = fields.get(name)
             if allowed is None:
                 raise Refused("is not supported by this gateway", UnsupportedParameter, field_name(name))
-            if inner is None:
-                dropped.append(name)
-                continue
             try:
-                if allowed(inner, caps) is DROP:
+                if inner is None or allowed(inner, caps) is DROP:
                     dropped.append(name)
             except Refused as no:
                 raise no.under(name) from None
