@@ -104,6 +104,8 @@ class Connection(asyncio.Protocol):
         self.handler: Handler | None = None  # the hot request being answered
         self.cycle: RequestResponseCycle | None = None  # the other kind
         self.waiting: deque[Request] = deque()
+        self.common_of: list[tuple[bytes, bytes]] | None = None
+        self.common = b""
         self.keep_alive = True
         self.chunked = True
         self.closing = False  # what still arrives is thrown away
@@ -335,8 +337,10 @@ class Connection(asyncio.Protocol):
     # What a handler calls (gateway.v1.exchange.Client) -------------------------------------------------------
 
     def common_headers(self) -> bytes:
-        lines = b"".join(b"%b: %b\r\n" % header for header in self.server_state.default_headers)
-        return lines if self.keep_alive else lines + b"connection: close\r\n"
+        current = self.server_state.default_headers  # a new list every second: the date
+        if current is not self.common_of:
+            self.common_of, self.common = current, b"".join(b"%b: %b\r\n" % header for header in current)
+        return self.common if self.keep_alive else self.common + b"connection: close\r\n"
 
     def write(self, data: bytes) -> None:
         self.transport.write(data)

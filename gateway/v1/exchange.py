@@ -132,12 +132,12 @@ class Exchange:
 
     # What the coroutine uses ---------------------------------------------------------------------------
 
-    async def settled(self) -> None:
-        """Until the answer is whole, broken, or (start_stream) its first bytes are there."""
-        while not self.ended and self.fault is None and not (self.held and self.status == 200 and self.start_stream):
-            if self.held > self.proxy.hold_bytes:
-                return
-            await PAUSE
+    @property
+    def settled(self) -> bool:
+        """The answer is whole, broken, too large to hold, or (start_stream) its first bytes are there."""
+        if self.ended or self.fault is not None:
+            return True
+        return self.held > (0 if self.start_stream and self.status == 200 else self.proxy.hold_bytes)
 
     async def passed_through(self) -> None:
         """Until the engine's answer has ended, or the meter has seen all that may be shown."""

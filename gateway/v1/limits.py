@@ -8,7 +8,6 @@ Must not know HTTP or where limits are kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 from gateway.errors import QuotaExceeded, RateLimited
 from gateway.v1.snapshot import NO_LIMITS, Limits
@@ -106,7 +105,7 @@ class Account:
             self._roll(wall)
             self.day_tokens += tokens
 
-    def give_back(self, reserved: int, used: int, day: int, *, request: bool) -> None:
+    def give_back(self, reserved: int, used: int, day: int, request: bool) -> None:
         """End one request: the difference between reserved and used returns (or is owed)."""
         self.active -= 1
         if self.tokens is not None:
@@ -141,11 +140,15 @@ class Reservation:
         """Nothing was done for it (the engine was never reached): tokens and the request itself return."""
         self._end(0, request=True)
 
+    def headers(self, now: float) -> bytes:
+        """OpenAI's x-ratelimit-* header lines, of whichever of key and model has less left; b"" without limits."""
+        return _headers(self._accounts, now) if self._accounts else b""
+
     def _end(self, used: int, *, request: bool) -> None:
         if self._open:
             self._open = False
             for account in self._accounts:
-                account.give_back(self.tokens, used, self._day, request=request)
+                account.give_back(self.tokens, used, self._day, request)
 
 
 class Ledger:
@@ -178,13 +181,9 @@ class Ledger:
         account.day, account.day_tokens = int(wall // DAY_S), day_tokens
 
     def headers(self, key: str, model: str, now: float) -> bytes:
-        """OpenAI's x-ratelimit-* header lines, of whichever of key and model has less left; b"" without limits."""
-        found = [a for a in (self._accounts.get(("key", key)), self._accounts.get(("model", model))) if a]
-        if not found:
-            return b""
-        requests = _tightest((a.requests for a in found), now)
-        tokens = _tightest((a.tokens for a in found), now)
-        return _lines(b"requests", requests) + _lines(b"tokens", tokens)
+        """The rate header lines of a request that was refused; an admitted one has Reservation.headers."""
+        found = (self._accounts.get(("key", key)), self._accounts.get(("model", model)))
+        return _headers(tuple(account for account in found if account is not None), now)
 
     def _account(self, kind: str, name: str, limits: Limits, now: float) -> Account:
         account = self._accounts.get((kind, name))
@@ -211,27 +210,30 @@ def _limited(what: str, wait_s: float) -> RateLimited:
     return RateLimited(f"{what}. Try again in {seconds} s.", retry_after_s=seconds)
 
 
-def _tightest(buckets: Iterable[Bucket | None], now: float) -> Bucket | None:
-    tightest: Bucket | None = None
-    for bucket in buckets:
-        if bucket is not None and (tightest is None or bucket.refill(now) < tightest.level):
-            tightest = bucket
-            bucket.refill(now)
-    return tightest
+def _headers(accounts: tuple[Account, ...], now: float) -> bytes:
+    requests: Bucket | None = None
+    tokens: Bucket | None = None
+    for account in accounts:
+        bucket = account.requests
+        if bucket is not None and (bucket.refill(now) < requests.level if requests is not None else True):
+            requests = bucket
+        bucket = account.tokens
+        if bucket is not None and (bucket.refill(now) < tokens.level if tokens is not None else True):
+            tokens = bucket
+    lines = b"" if requests is None else _REQUESTS % _left(requests, now)
+    return lines if tokens is None else lines + _TOKENS % _left(tokens, now)
 
 
-def _lines(kind: bytes, bucket: Bucket | None) -> bytes:
-    if bucket is None:
-        return b""
-    level = bucket.level
-    return b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n" % (
-        kind,
-        bucket.capacity,
-        kind,
-        level if level > 0 else 0,
-        kind,
-        duration((bucket.capacity - level) / bucket.rate),
-    )
+_REQUESTS, _TOKENS = (
+    b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n" % (kind, kind, kind)
+    for kind in (b"requests", b"tokens")
+)
+
+
+def _left(bucket: Bucket, now: float) -> tuple[int, int, bytes]:
+    """The limit, what remains of it, and the span until it is full again."""
+    level = bucket.refill(now)
+    return bucket.capacity, int(level) if level > 0 else 0, duration((bucket.capacity - level) / bucket.rate)
 
 
 def duration(seconds: float) -> bytes:

@@ -15,7 +15,7 @@ from gateway.errors import ModelLoading, Overloaded, ShuttingDown, UpstreamError
 from gateway.metrics import Metrics, add
 from gateway.settings import Settings
 from gateway.v1 import fields, wire
-from gateway.v1.admission import Admission
+from gateway.v1.admission import Admission, Ticket
 from gateway.v1.auth import authenticate
 from gateway.v1.dialect import prepare
 from gateway.v1.exchange import ClientGone, Exchange
@@ -91,13 +91,17 @@ class Proxy:
         work = Work()
         try:
             checked = self._admit_caller(x, work)
-            await self._admit_load(x, work)
-            body = prepare(x.dialect, checked, _target(work).engine_name)
-            await self._ask_engine(x, work, body, checked.stream and x.dialect.streams)
-            if checked.stream and x.dialect.streams:
+            ticket = self._enter(x, work)
+            if ticket is not None:
+                await self._queue(x, work, ticket)
+            stream = checked.stream and x.dialect.streams
+            await self._ask_engine(x, work, prepare(x.dialect, checked, _target(work).engine_name), stream)
+            if stream:
                 await self._pass_stream(x, work, checked)
+            elif x.ended:
+                self._pass_whole(x, work)
             else:
-                await self._pass_whole(x, work)
+                await self._pass_large(x, work)
             work.code = "200"
         except ServiceError as error:
             self._refuse(x, work, error)
@@ -133,25 +137,27 @@ class Proxy:
             raise
         return checked
 
-    async def _admit_load(self, x: Exchange, work: Work) -> None:
-        """A place in flight, at once or after a short wait in the queue."""
+    def _enter(self, x: Exchange, work: Work) -> Ticket | None:
+        """A place in flight, or a ticket for the short queue."""
         try:
             ticket = self.admission.enter(x.flow.resume, x.received)
         except Overloaded:
             add(self.metrics.shed, "queue_full")
             raise
-        if ticket is not None:
-            try:
-                while not ticket.admitted and not ticket.expired:
-                    await PAUSE
-            finally:
-                # Left while being admitted is the one case in which the place is ours and must go back.
-                ticket.left = not ticket.admitted
-            if ticket.expired:
-                add(self.metrics.shed, "queue_timeout")
-                raise Overloaded("The gateway was too busy to start this request in time.", retry_after_s=2)
-            self.metrics.queue_seconds.observe(self.clock() - x.received)
-        work.in_flight = True
+        work.in_flight = ticket is None
+        return ticket
+
+    async def _queue(self, x: Exchange, work: Work, ticket: Ticket) -> None:
+        try:
+            while not ticket.admitted and not ticket.expired:
+                await PAUSE
+        finally:
+            work.in_flight = ticket.admitted
+            ticket.left = not ticket.admitted
+        if ticket.expired:
+            add(self.metrics.shed, "queue_timeout")
+            raise Overloaded("The gateway was too busy to start this request in time.", retry_after_s=2)
+        self.metrics.queue_seconds.observe(self.clock() - x.received)
 
     # The engine ----------------------------------------------------------------------------------------
 
@@ -160,31 +166,34 @@ class Proxy:
         target = _target(work)
         tried: Replica | None = None
         while True:
-            replica = await self._choose(target, tried)
-            error = await self._try(x, work, replica, body, stream)
+            replica = self.fleet.pick(target, tried) or await self._choose(target)
+            self._send(x, work, replica, body, stream)
+            while not x.settled:
+                await PAUSE
+            error = self._verdict(x, work, replica)
             if error is None:
                 return
+            replica.outstanding -= 1
+            work.replica = None
             again = tried is None and (isinstance(error, ModelLoading) or self.fleet.pick(target, replica) is not None)
             if not again or not isinstance(error, (ModelLoading, _Elsewhere)):
                 raise error.public() if isinstance(error, _Elsewhere) else error
             tried = replica
+            x.forget_answer()
 
-    async def _choose(self, target: Target, not_this: Replica | None) -> Replica:
+    async def _choose(self, target: Target) -> Replica:
+        """No ready replica has it, or only the one that just failed: have it loaded, or say why not."""
         fleet = self.fleet
-        replica = fleet.pick(target, not_this) or fleet.pick(target)
-        if replica is not None:
-            return replica
         if not fleet.any_ready():
             raise UpstreamUnavailable("No engine is ready. GET /readyz says why.", retry_after_s=5)
-        await self._ensure_loaded(target)
+        if fleet.pick(target) is None:
+            await self._ensure_loaded(target)
         replica = fleet.pick(target)
         if replica is None:
             raise ModelLoading(f"The model `{target.name}` is being loaded. Try again shortly.", retry_after_s=2)
         return replica
 
-    async def _try(self, x: Exchange, work: Work, replica: Replica, body: bytes, stream: bool) -> ServiceError | None:
-        """One attempt. None: a 200 is coming in. An error: what to tell the caller, or _Elsewhere to try again."""
-        x.forget_answer()
+    def _send(self, x: Exchange, work: Work, replica: Replica, body: bytes, stream: bool) -> None:
         x.start_stream = stream
         work.replica = replica
         replica.outstanding += 1
@@ -192,12 +201,6 @@ class Proxy:
         if not work.sent:
             self.metrics.overhead_seconds.observe(self.clock() - x.received)
         work.sent = True
-        await x.settled()
-        error = self._verdict(x, work, replica)
-        if error is not None:
-            replica.outstanding -= 1
-            work.replica = None
-        return error
 
     def _verdict(self, x: Exchange, work: Work, replica: Replica) -> ServiceError | None:
         """What the first news of an attempt mean, for the caller and for the replica's standing."""
@@ -234,13 +237,11 @@ class Proxy:
 
     # The way back --------------------------------------------------------------------------------------
 
-    async def _pass_whole(self, x: Exchange, work: Work) -> None:
-        """One JSON body: held until it is whole, or passed on as it comes when it is large."""
+    def _pass_whole(self, x: Exchange, work: Work) -> None:
+        """One JSON body that was held until it was whole."""
         target = _target(work)
-        if x.held > self.hold_bytes and not x.ended:
-            await self._pass_large(x, work)
-            return
-        body = b"".join(x.parts)
+        parts = x.parts
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
         work.usage = usage_of(x.dialect, body)
         if work.usage is None and (x.dialect.generates or not wire.is_object(body)):
             self._blame(_replica(work), "protocol", "not the JSON it said it was")
@@ -251,6 +252,7 @@ class Proxy:
         x.write_whole(200, self._answer_lines(x, work), body)
 
     async def _pass_large(self, x: Exchange, work: Work) -> None:
+        """One JSON body too large to hold: passed on as it comes, cut off visibly if it breaks."""
         lines = b"content-type: application/json\r\n" + self._answer_lines(x, work)
         meter = BodyMeter(x.dialect, self.settings.upstream.max_answer_bytes, _rename(_target(work)))
         x.start_passing(meter, lines)
@@ -290,11 +292,9 @@ class Proxy:
         raise UpstreamError(_STREAM_REASONS[reason], code=_STREAM_CODES.get(reason, "upstream_disconnected"))
 
     def _answer_lines(self, x: Exchange, work: Work) -> bytes:
-        target, key = _target(work), work.key
-        lines = b"x-loragate-model: %b\r\n" % target.answer_name.encode()
-        if key is None:
-            return lines
-        return lines + self.ledger.headers(key.id, target.name, self.clock())
+        lines = b"x-loragate-model: %b\r\n" % _target(work).answer_name.encode()
+        reservation = work.reservation
+        return lines if reservation is None else lines + reservation.headers(self.clock())
 
     # The end -------------------------------------------------------------------------------------------
 
