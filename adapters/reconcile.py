@@ -165,7 +165,9 @@ class Reconciler:
             except ServiceError as exc:
                 _log.warning("reconcile of %s put off: %s", replica.url, exc.message)
             with suppress(TimeoutError):
-                await asyncio.wait_for(wake.wait(), self._interval_s)
+                # Not wait_for: before Python 3.12 it loses a cancellation that meets the event.
+                async with asyncio.timeout(self._interval_s):
+                    await wake.wait()
 
     def _wanted(self, conn: sa.Connection, resident: frozenset[str], failed: frozenset[str]) -> Wanted:
         return Wanted(

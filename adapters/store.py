@@ -239,7 +239,9 @@ def _adapters(conn: sa.Connection, query: sa.Select[Any]) -> tuple[Adapter, ...]
     of: dict[str, list[sa.Row[Any]]] = {name: [] for name in names}
     for start in range(0, len(names), 500):
         mine = versions.c.name.in_(names[start : start + 500])
-        for row in conn.execute(sa.select(versions).where(mine).order_by(versions.c.created_at.desc())):
+        for row in conn.execute(
+            sa.select(versions).where(mine).order_by(versions.c.created_at.desc(), versions.c.version)
+        ):
             of[row.name].append(row)
     return tuple(_adapter(row, of[row.name]) for row in rows)
 

@@ -6,7 +6,6 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,14 +22,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "data" / "loragate.db"
-
-
-@pytest.fixture
-def db(path: Path) -> Iterator[Database]:
-    opened = Database.open(f"sqlite:///{path}")
-    opened.migrate()
-    yield opened
-    opened.close()
 
 
 def _child(code: str, *argv: str) -> subprocess.Popen[str]:

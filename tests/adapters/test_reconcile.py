@@ -1,0 +1,214 @@
+"""Reconcile: the plan is pure; the loop brings real engines to what the registry says, and never further."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from adapters.db import Database
+from adapters.errors import EngineError, Unavailable
+from adapters.reconcile import Plan, Wanted, plan
+from adapters.types import PlacementState, ReplicaState
+from tests.adapters.conftest import Clock, Rig, rigged
+from tests.adapters.folders import usual, write
+from tests.fake_vllm import FakeVLLM, Fault
+
+A, B, C = (f"{letter}@{letter * 12}" for letter in "abc")
+LOAD = "/v1/load_lora_adapter"
+
+
+def _wanted(*load: str, known: tuple[str, ...] = (), unload: tuple[str, ...] = (), base: str | None = None) -> Wanted:
+    return Wanted(tuple((name, base) for name in load), frozenset(known), frozenset(unload))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "resident", "waiting", "expected"),
+    [
+        (_wanted(), (), (), Plan((), (), frozenset())),
+        (_wanted(B, A), (), (), Plan((B, A), (), frozenset())),
+        (_wanted(A, B, known=(A,)), (A,), (), Plan((B,), (), frozenset())),
+        (_wanted(A, B), (), (A,), Plan((B,), (), frozenset())),
+        (_wanted(known=(A,)), (A,), (), Plan((), (), frozenset())),
+        (_wanted(unload=(A,)), (A, B), (), Plan((), (A,), frozenset({B}))),
+        (_wanted(unload=(A,)), (), (), Plan((), (), frozenset())),
+        (_wanted(A, base="base"), (), (), Plan((A,), (), frozenset())),
+        (_wanted(A, base="other"), (), (), Plan((), (), frozenset())),
+    ],
+)
+def test_the_plan(wanted: Wanted, resident: tuple[str, ...], waiting: tuple[str, ...], expected: Plan) -> None:
+    assert plan(wanted, resident, waiting, "base") == expected
+
+
+async def _live(rig: Rig, tmp_path: Path, name: str = "a", seed: int = 0) -> str:
+    """A promoted adapter; its engine name."""
+    made = await rig.service.register(write(tmp_path / name, tensors=usual(seed=seed)), name, promote=True)
+    return next(version.engine_name for version in made.versions if version.version == made.live)
+
+
+async def test_the_loop_brings_a_restarted_engine_every_live_and_previous_version(
+    db: Database, tmp_path: Path, clock: Clock
+) -> None:
+    async with rigged(db, tmp_path / "adapters", clock, FakeVLLM(), FakeVLLM(), loops=True) as rig:
+        first, second = await _live(rig, tmp_path, "a", 0), await _live(rig, tmp_path, "a", 1)
+        other = await _live(rig, tmp_path, "b", 2)
+        engine = rig.engines[0]
+        await engine.stop()
+        rig.reconciler.wake()
+        await rig.until(lambda: not rig.reconciler.residency[engine.url].reachable)
+        await engine.start()
+        assert engine.loaded == {}
+        rig.reconciler.wake()
+        await rig.until(lambda: rig.reconciler.residency[engine.url].resident == {first, second, other})
+        assert set(engine.loaded) == {first, second, other}
+        assert sorted(rig.engines[1].loads) == sorted({first, second, other})  # nothing was asked twice
+
+
+async def test_an_engine_that_is_away_is_unreachable_with_a_reason_and_comes_back(rig: Rig, tmp_path: Path) -> None:
+    name = await _live(rig, tmp_path)
+    engine = rig.engines[0]
+    await engine.stop()
+    await rig.reconciler.tick(engine.url)
+    view = rig.reconciler.residency[engine.url]
+    assert (view.state, view.resident, "cannot be reached" in view.reason) == (
+        ReplicaState.UNREACHABLE,
+        frozenset(),
+        True,
+    )
+    assert view.placement(name).state is PlacementState.UNKNOWN
+    await engine.start()
+    await rig.reconciler.tick(engine.url)
+    assert rig.reconciler.residency[engine.url].resident == {name}
+
+
+async def test_foreign_adapters_are_reported_and_left_alone(rig: Rig, tmp_path: Path) -> None:
+    name = await _live(rig, tmp_path)
+    engine = rig.engines[0]
+    engine.loaded["theirs"] = engine.loaded[A] = "/somewhere"  # the second has the shape of ours
+    await rig.reconciler.tick(engine.url)
+    assert rig.reconciler.residency[engine.url].foreign == {"theirs", A}
+    assert set(engine.loaded) == {name, "theirs", A}
+
+
+async def test_what_was_removed_while_an_engine_was_away_is_unloaded_when_it_is_back(rig: Rig, tmp_path: Path) -> None:
+    name = await _live(rig, tmp_path)
+    engine = rig.engines[0]
+    engine.script(Fault.RESET, path="/v1/models")
+    await rig.reconciler.tick(engine.url)
+    await rig.service.remove("a")
+    assert name in engine.loaded
+    await rig.reconciler.tick(engine.url)
+    assert name not in engine.loaded
+
+
+async def test_a_failing_load_waits_longer_each_time_and_does_not_stop_others(
+    rig: Rig, tmp_path: Path, clock: Clock
+) -> None:
+    bad, good = await _live(rig, tmp_path, "bad", 0), await _live(rig, tmp_path, "good", 1)
+    engine, url = rig.engines[0], rig.engines[0].url
+    await engine.restart()
+    (rig.shelf.root / bad / "adapter_config.json").unlink()
+    loads = engine.loads
+    loads.clear()
+    waits = []
+    await rig.reconciler.tick(url)
+    for _ in range(7):
+        before, waited = len(loads), 0
+        while len(loads) == before:
+            clock.now += 1
+            waited += 1
+            await rig.reconciler.tick(url)
+        waits.append(waited)
+    assert waits == [1, 2, 4, 8, 16, 30, 30]
+    view = rig.reconciler.residency[url]
+    assert (set(view.resident), set(view.failed)) == ({good}, {bad})
+    assert "does not see the files" in view.placement(bad).reason
+    assert view.placement(bad).state is PlacementState.FAILED
+
+
+async def test_a_hundred_callers_share_one_load(rig: Rig, tmp_path: Path) -> None:
+    name = await _live(rig, tmp_path)
+    engine = rig.engines[0]
+    await engine.restart()
+    await rig.reconciler._replicas[engine.url].probe()
+    engine.loads.clear()
+    engine.script(Fault.SLOW, path=LOAD)
+    waiting = [asyncio.create_task(rig.reconciler.ensure(name, engine.url)) for _ in range(100)]
+    await engine.seen(1)
+    waiting[0].cancel()  # one who leaves does not stop it for the others
+    ends = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(end) for end in ends] == [asyncio.CancelledError] + [type(None)] * 99
+    assert engine.loads == [name]
+    await rig.reconciler.ensure(name, engine.url)
+    assert engine.loads == [name]
+
+
+async def test_ensure_says_why_not(rig: Rig, clock: Clock) -> None:
+    engine = rig.engines[0]
+    await rig.reconciler.probed()
+    with pytest.raises(EngineError, match="does not see the files"):
+        await rig.reconciler.ensure(A, engine.url)
+    with pytest.raises(Unavailable, match="a moment ago") as caught:
+        await rig.reconciler.ensure(A, engine.url)
+    assert caught.value.retry_after_s == 1
+    assert engine.loads == [A]
+    clock.now += 1
+    with pytest.raises(EngineError):
+        await rig.reconciler.ensure(A, engine.url)
+    assert engine.loads == [A, A]
+    await engine.stop()
+    await rig.reconciler.tick(engine.url)
+    with pytest.raises(Unavailable, match="unreachable"):
+        await rig.reconciler.ensure(A, engine.url)
+
+
+async def test_a_replica_with_another_base_is_refused(db: Database, tmp_path: Path, clock: Clock) -> None:
+    engines = (FakeVLLM(), FakeVLLM("other-base"), FakeVLLM(max_model_len=8))
+    async with rigged(db, tmp_path / "adapters", clock, *engines) as rig:
+        views = [rig.reconciler.residency[engine.url] for engine in engines]
+        assert [view.state for view in views] == [ReplicaState.READY, ReplicaState.REFUSED, ReplicaState.REFUSED]
+        assert ["same base" in view.reason for view in views] == [False, True, True]
+        name = await _live(rig, tmp_path)
+        assert [engine.loads for engine in engines] == [[name], [], []]
+
+
+async def test_a_pool_may_change_its_base_when_nobody_serves_the_old_one(
+    db: Database, tmp_path: Path, clock: Clock
+) -> None:
+    async with rigged(db, tmp_path / "adapters", clock, FakeVLLM()) as rig:
+        name = await _live(rig, tmp_path)
+        engine = rig.engines[0]
+        await engine.stop()
+        engine.adapters.bases[0] = "new-base"
+        await engine.start()
+        engine.loads.clear()
+        await rig.reconciler.tick(engine.url)
+        view = rig.reconciler.residency[engine.url]
+        assert (view.state, view.base, view.resident) == (ReplicaState.READY, "new-base", frozenset())
+        assert engine.loads == []  # it was made for the old base
+        shown = await rig.service.show("a")
+        assert "made for demo-base" in shown.versions[0].replicas[0].reason
+        assert name not in engine.loaded
+
+
+async def test_preload_is_capped_and_the_live_ones_come_first(db: Database, tmp_path: Path, clock: Clock) -> None:
+    async with rigged(db, tmp_path / "adapters", clock, FakeVLLM(), preload_max=2) as rig:
+        for at, name in enumerate("abc"):
+            await _live(rig, tmp_path, name, at)
+        engine = rig.engines[0]
+        await engine.restart()
+        await rig.reconciler.tick(engine.url)
+        assert [name.partition("@")[0] for name in engine.loaded] == ["c", "b"]
+        engine.loads.clear()
+        await rig.reconciler.tick(engine.url)
+        assert engine.loads == []
+
+
+async def test_a_change_in_the_registry_is_brought_to_the_engines_without_waiting(rig: Rig, tmp_path: Path) -> None:
+    seen = rig.reconciler.residency
+    name = await _live(rig, tmp_path)
+    assert rig.reconciler.residency is not seen
+    assert all(view.resident == {name} for view in rig.reconciler.residency.values())
+    with pytest.raises(TypeError):
+        rig.reconciler.residency["x"] = seen  # type: ignore[index]
