@@ -198,18 +198,19 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value))
-        if len(self.headers) > self.bounds.max_headers:
-            raise self._headers_too_large()
 
     def on_headers_complete(self) -> None:
         self.in_head = False
         self.head_bytes = 0
-        named = dict(self.headers)
-        method = self.parser.get_method()
-        target = self.target
-        path = target.partition(b"?")[0]
+        parser, target = self.parser, self.target
         request = self.request = Request(
-            method, target, path, self.headers, named, self.parser.should_keep_alive(), self.parser.get_http_version()
+            parser.get_method(),
+            target,
+            target.partition(b"?")[0],
+            self.headers,
+            named := dict(self.headers),
+            parser.should_keep_alive(),
+            parser.get_http_version(),
         )
         request.refused = self._objection(request)
         if request.refused is not None:
@@ -231,15 +232,16 @@ class Connection(asyncio.Protocol):
         request = self.request
         if request is None or self.closing:
             return
-        request.body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
-        self.body = []
+        body, self.body = self.body, []
+        request.body = body[0] if len(body) == 1 else b"".join(body)
         self.request = None
-        self.head_bytes = 0
         self._queue(request)
 
     def _objection(self, request: Request) -> ServiceError | None:
         """What may not pass, whatever it asks for."""
         named = request.named
+        if len(request.headers) > self.bounds.max_headers:
+            return self._headers_too_large()
         if len(named) != len(request.headers):
             names = [name for name, _ in request.headers]
             if any(names.count(name) > 1 for name in SINGLE):
@@ -263,7 +265,7 @@ class Connection(asyncio.Protocol):
         return self.handler is not None or self.cycle is not None
 
     def _queue(self, request: Request) -> None:
-        if self._busy() or self.waiting:
+        if self.handler is not None or self.cycle is not None or self.waiting:
             self.waiting.append(request)
             if len(self.waiting) >= MAX_PIPELINED:
                 self.closing = True

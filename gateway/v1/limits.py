@@ -214,14 +214,16 @@ def _headers(accounts: tuple[Account, ...], now: float) -> bytes:
     requests: Bucket | None = None
     tokens: Bucket | None = None
     for account in accounts:
-        bucket = account.requests
-        if bucket is not None and (bucket.refill(now) < requests.level if requests is not None else True):
-            requests = bucket
-        bucket = account.tokens
-        if bucket is not None and (bucket.refill(now) < tokens.level if tokens is not None else True):
-            tokens = bucket
-    lines = b"" if requests is None else _REQUESTS % _left(requests, now)
-    return lines if tokens is None else lines + _TOKENS % _left(tokens, now)
+        requests = _tighter(requests, account.requests, now)
+        tokens = _tighter(tokens, account.tokens, now)
+    lines = b"" if requests is None else _REQUESTS % _left(requests)
+    return lines if tokens is None else lines + _TOKENS % _left(tokens)
+
+
+def _tighter(one: Bucket | None, other: Bucket | None, now: float) -> Bucket | None:
+    if other is None:
+        return one
+    return other if other.refill(now) < (one.level if one is not None else math.inf) else one
 
 
 _REQUESTS, _TOKENS = (
@@ -230,9 +232,9 @@ _REQUESTS, _TOKENS = (
 )
 
 
-def _left(bucket: Bucket, now: float) -> tuple[int, int, bytes]:
-    """The limit, what remains of it, and the span until it is full again."""
-    level = bucket.refill(now)
+def _left(bucket: Bucket) -> tuple[int, int, bytes]:
+    """The limit, what remains of it (refilled just now), and the span until it is full again."""
+    level = bucket.level
     return bucket.capacity, int(level) if level > 0 else 0, duration((bucket.capacity - level) / bucket.rate)
 
 
