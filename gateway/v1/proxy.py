@@ -33,7 +33,9 @@ DEFAULT_ANSWER_TOKENS = 1024  # reserved where the caller names no max_tokens
 HOLD_BYTES = 1024 * 1024  # a whole answer up to here is held, so that a broken one becomes a 502
 NO_MODEL = "none"  # metrics label of requests that named no model of ours
 
-TRY_ELSEWHERE = frozenset({Fault.REFUSED, Fault.CONNECT_TIMEOUT, Fault.RESET, Fault.PROTOCOL, Fault.POOL_FULL})
+TRY_ELSEWHERE = frozenset(
+    {Fault.REFUSED, Fault.CONNECT_TIMEOUT, Fault.RESET, Fault.CUT, Fault.PROTOCOL, Fault.POOL_FULL}
+)
 
 RecordUsage = Callable[[str, str, int, int], None]  # key id, public name, prompt tokens, completion tokens
 
@@ -207,7 +209,7 @@ class Proxy:
         if x.fault is not None:
             self._blame(replica, x.fault.value, x.fault_detail)
             if x.fault in TRY_ELSEWHERE:
-                work.sent = x.fault is Fault.RESET or x.fault is Fault.PROTOCOL
+                work.sent = x.fault in (Fault.RESET, Fault.CUT, Fault.PROTOCOL)
                 return _Elsewhere(_CODES[x.fault])
             return _fault_error(x.fault)
         status = x.status
@@ -367,6 +369,7 @@ _CODES = {
     Fault.REFUSED: "upstream_unreachable",
     Fault.CONNECT_TIMEOUT: "upstream_unreachable",
     Fault.RESET: "upstream_disconnected",
+    Fault.CUT: "upstream_disconnected",
     Fault.PROTOCOL: "upstream_protocol_error",
     Fault.POOL_FULL: "overloaded",
 }
