@@ -178,7 +178,7 @@ def bar(runs: Sequence[Run]) -> str:
             rows += _bar_side(run.data)
         elif run.kind == "registry":
             cpu = ratio(run.data["samples"]["full"], run.data["samples"]["empty"], "cpu_us")
-            rows.append(_line("CPU per request with 10,000 adapters and keys ÷ empty", cpu, 1.10, 2))
+            rows.append(_line(f"CPU per request with {run.data['adapters']:,} adapters and keys ÷ empty", cpu, 1.10, 2))
             rows.append(_line("/metrics scrape with them, ms", spread(run.data["scrapes_ms"]["full"]), 100, 1))
             rows.append(_line("memory with them (RSS), MB", spread([run.data["memory"]["full"]["rss_mb"]]), 100, 0))
         elif run.kind == "real":
