@@ -34,6 +34,7 @@ from gateway.settings import Settings
 from gateway.status import Status
 from gateway.usage import UsageRecorder, UsageService, utc_day
 from gateway.v1.admission import Admission
+from gateway.v1.auth import Authenticator
 from gateway.v1.limits import Ledger
 from gateway.v1.proxy import Proxy
 from gateway.v1.routes import Routes
@@ -89,7 +90,7 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
             metrics,
             recorder.record,
             loader.ensure,
-            keys.pepper,
+            Authenticator(keys.pepper),
             clock,
             wall,
             _request_ids(),
@@ -135,7 +136,7 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
             keys=keys,
             adapters=adapters,
             metrics=metrics,
-            public_app=create_public(proxy, health, keys.pepper),
+            public_app=create_public(proxy, health),
             admin_app=create_admin(services),
             metrics_app=create_metrics(metrics.render, services.new_id),
         )

@@ -13,7 +13,6 @@ from adapters.errors import ServiceError
 from gateway.errors import MethodNotAllowed, UnknownRoute
 from gateway.health import LIVE, Health
 from gateway.v1 import wire
-from gateway.v1.auth import authenticate
 from gateway.v1.dialect import BY_PATH
 from gateway.v1.proxy import Proxy
 from gateway.v1.routing import resolve
@@ -22,12 +21,12 @@ from gateway.v1.snapshot import Key
 JSON = "application/json"
 
 
-def create_public(proxy: Proxy, health: Health, pepper: bytes) -> FastAPI:
+def create_public(proxy: Proxy, health: Health) -> FastAPI:
     """The ASGI app behind the public port's connections."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
 
     def caller(request: Request) -> Key:
-        return authenticate(dict(request.scope["headers"]), proxy.snapshot.keys, pepper, proxy.wall())
+        return proxy.auth.authenticate(dict(request.scope["headers"]), proxy.snapshot.keys, proxy.wall())
 
     def answer(proxy: Proxy, status: int, body: bytes) -> Response:
         return Response(body, status, {"x-request-id": proxy.new_request_id().decode()}, JSON)

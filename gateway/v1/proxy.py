@@ -16,7 +16,7 @@ from gateway.metrics import Metrics, add
 from gateway.settings import Settings
 from gateway.v1 import fields, wire
 from gateway.v1.admission import Admission, Ticket
-from gateway.v1.auth import authenticate
+from gateway.v1.auth import Authenticator
 from gateway.v1.dialect import prepare
 from gateway.v1.exchange import ClientGone, Exchange
 from gateway.v1.flow import PAUSE
@@ -36,6 +36,8 @@ NO_MODEL = "none"  # metrics label of requests that named no model of ours
 TRY_ELSEWHERE = frozenset(
     {Fault.REFUSED, Fault.CONNECT_TIMEOUT, Fault.RESET, Fault.CUT, Fault.PROTOCOL, Fault.POOL_FULL}
 )
+
+OUR_OWN = frozenset({Fault.POOL_FULL, Fault.CLOSED})  # no fault of the engine's
 
 RecordUsage = Callable[[str, str, int, int], None]  # key id, public name, prompt tokens, completion tokens
 
@@ -67,7 +69,7 @@ class Proxy:
         metrics: Metrics,
         record_usage: RecordUsage,
         ensure_loaded: Callable[[Target], Awaitable[None]],
-        pepper: bytes,
+        auth: Authenticator,
         clock: Callable[[], float],
         wall: Callable[[], float],
         new_request_id: Callable[[], bytes],
@@ -86,7 +88,7 @@ class Proxy:
         self.draining = False
         self._record_usage = record_usage
         self._ensure_loaded = ensure_loaded
-        self._pepper = pepper
+        self.auth = auth
 
     async def answer(self, x: Exchange) -> None:
         """Everything that happens to one request. Ends with the answer written or the connection cut."""
@@ -123,7 +125,7 @@ class Proxy:
         if self.draining:
             raise ShuttingDown("This gateway is shutting down. Send the request again.", retry_after_s=1)
         snapshot, wall = self.snapshot, self.wall()
-        key = work.key = authenticate(x.headers, snapshot.keys, self._pepper, wall)
+        key = work.key = self.auth.authenticate(x.headers, snapshot.keys, wall)
         checked = fields.check(x.dialect.fields, wire.parse(x.body, self.caps.depth), self.caps)
         target = work.target = resolve(snapshot, key, checked.model)
         work.prompt_guess = len(x.body) // BYTES_PER_TOKEN + 1
@@ -207,7 +209,8 @@ class Proxy:
     def _verdict(self, x: Exchange, work: Work, replica: Replica) -> ServiceError | None:
         """What the first news of an attempt mean, for the caller and for the replica's standing."""
         if x.fault is not None:
-            self._blame(replica, x.fault.value, x.fault_detail)
+            if x.fault not in OUR_OWN:
+                self._blame(replica, x.fault.value, x.fault_detail)
             if x.fault in TRY_ELSEWHERE:
                 work.sent = x.fault in (Fault.RESET, Fault.CUT, Fault.PROTOCOL)
                 return _Elsewhere(_CODES[x.fault])
