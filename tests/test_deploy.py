@@ -218,7 +218,7 @@ def test_drains_and_names() -> None:
 
 def test_no_secret_lies_in_a_file() -> None:
     assert not objects("Secret")
-    for path in DEPLOY.iterdir():
+    for path in (one for one in DEPLOY.iterdir() if one.is_file()):
         assert not re.search(r"lg-[\w-]{20}|BEGIN [A-Z ]*PRIVATE|password:\s*\S", path.read_text()), path.name
 
 
