@@ -137,11 +137,14 @@ def _data(settings: Settings) -> Iterator[Check]:
 
     yield _tried("data directory", look)
     free = free_bytes(places.data)
-    if free >= 4 * GB:
+    if free >= kinds()["engine-cpu"].need_bytes:
         yield Check("disk", OK, f"{free / GB:.0f} GB free at {places.data}")
     else:
         yield Check(
-            "disk", WARNING, f"{free / GB:.1f} GB free at {places.data}", "A CPU engine's environment takes 4 GB."
+            "disk",
+            WARNING,
+            f"{free / GB:.1f} GB free at {places.data}",
+            "The CPU engine's environment takes 4 GB, once.",
         )
 
 

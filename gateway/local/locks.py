@@ -5,18 +5,23 @@ The file carries the holder's pid for the sentence only; the lock itself is what
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gateway.local.errors import AlreadyRunning
+from gateway.local.errors import AlreadyRunning, PlatformUnsupported
 
 
 @contextmanager
 def hold(path: Path, taken: str) -> Iterator[None]:
     """Hold `path` for the block; AlreadyRunning with `taken` (its `{pid}` filled in) when another process has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: said here, so that `doctor` and `--help` still work there
+        raise PlatformUnsupported(
+            "loragate needs Linux or macOS on this side. On Windows run it inside WSL2."
+        ) from None
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:

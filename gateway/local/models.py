@@ -140,7 +140,7 @@ def _download_failure(name: str, text: str, lines: tuple[str, ...], free: int) -
         return ModelInvalid(f"The hub has no model {name}. Check the name, or give --model a folder on this disk.")
     last = next((line for line in reversed(lines) if line.strip()), "no output")
     return ModelInvalid(
-        f"{name} could not be downloaded: {last.strip()[:200]}. Check the network or HF_ENDPOINT, or give "
+        f"{name} could not be downloaded: {last.strip().partition('. ')[0][:200]}. Check the network or HF_ENDPOINT, or give "
         "--model a folder."
     )
 

@@ -115,21 +115,26 @@ def kill_tree(leader: int, *, created: float | None = None) -> None:
 
 
 async def end_tree(leader: int, *, created: float | None = None, grace_s: float) -> bool:
-    """SIGTERM to the tree, SIGKILL to what is left after `grace_s`. True when nothing of it lives any more."""
+    """SIGTERM, then SIGKILL to what is left after `grace_s`. True when nothing of the tree lives any more.
+
+    The leader is asked first, for it ends its own workers in order; they are asked themselves once it is gone, or
+    has not managed in half of the grace.
+    """
     loop = asyncio.get_running_loop()
+    began, asked = loop.time(), set[int]()
     members = tree(leader, created=created)
-    _signal(members, signal.SIGTERM)
-    deadline = loop.time() + grace_s
-    while members := _left(members, leader, created):
-        if loop.time() > deadline:
-            break
-        await asyncio.sleep(POLL_S)
-    deadline = loop.time() + KILL_WAIT_S
-    while members := _left(members, leader, created):
-        if loop.time() > deadline:
+    while members:
+        spent = loop.time() - began
+        if spent > grace_s + KILL_WAIT_S:
             return False
-        _signal(members, signal.SIGKILL)
+        if spent >= grace_s:
+            _signal(members, signal.SIGKILL)
+        else:
+            lead = [process for process in members if process.pid == leader and spent < grace_s / 2]
+            _signal([process for process in lead or members if process.pid not in asked], signal.SIGTERM)
+            asked.update(process.pid for process in lead or members)
         await asyncio.sleep(POLL_S)
+        members = _left(members, leader, created)
     return True
 
 

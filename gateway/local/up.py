@@ -144,7 +144,7 @@ async def _guide(
         await _until_engine(supervisor, places, around, f"engine-start:{made.launch.base}")
     async with AdminClient(made.settings, places.admin_key) as client:
         while reasons := await client.reasons():
-            around.display.show("Waiting for the gateway to be ready", reasons[0][:80])
+            around.display.show("Waiting for the gateway to be ready", reasons[0].partition(": ")[0])
             await asyncio.sleep(WATCH_S)
         around.display.end("ready")
         if made.demo:

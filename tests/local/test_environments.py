@@ -28,15 +28,19 @@ from tests.local.conftest import simple_index, until, wheel
 @pytest.fixture
 def kind(tmp_path: Path) -> Kind:
     pins = tmp_path / "tiny.txt"
-    pins.write_text(
-        "# what it is\nlgfirst==1.0\nlgsecond==1.0 ; python_version >= '3.11'  # why\nlgnever==1.0 ; python_version < '3'\n"
-    )
+    lines = ["# what it is", "lgfirst==1.0", "lgsecond==1.0 ; python_version >= '3.11'  # why"]
+    lines += ["lgnever==1.0 ; python_version < '3'"]
+    pins.write_text("\n".join(lines))
     return Kind("tiny", "a tiny engine", pins, 1000, ("lgsecond",), "LORAGATE_ENGINE_PYTHON", first="lgfirst")
 
 
 def environments(places: Places, environ: dict[str, str], stream: io.StringIO | None = None) -> Environments:
     display = Display(stream or io.StringIO(), clock=time.monotonic, terminal=False)
     return Environments(places, hardware.look(environ), environ, display, time.monotonic)
+
+
+def made_folders(places: Places) -> list[Path]:
+    return [path for path in places.environments.iterdir() if path.is_dir()]
 
 
 async def test_made_once_then_used_again_the_first_package_from_its_own_index(
@@ -71,11 +75,11 @@ async def test_made_once_then_used_again_the_first_package_from_its_own_index(
 
 async def test_a_build_that_is_stopped_leaves_nothing(places: Places, kind: Kind, offline: dict[str, str]) -> None:
     making = asyncio.create_task(environments(places, offline).ensure(kind))
-    await until(lambda: any(path.is_dir() for path in places.environments.iterdir()))
+    await until(lambda: made_folders(places) != [])
     making.cancel()
     with pytest.raises(asyncio.CancelledError):
         await making
-    assert [path for path in places.environments.iterdir() if path.is_dir()] == []
+    assert made_folders(places) == []
     assert environments(places, offline).existing(kind) is None
 
 
@@ -83,8 +87,10 @@ async def test_a_build_that_is_stopped_leaves_nothing(places: Places, kind: Kind
 async def bare(tmp_path: Path, offline: dict[str, str]) -> Path:
     """An environment with a borrowed pip: made in a tenth of the time of one with its own."""
     folder = tmp_path / "bare"
-    base = str(Path(sys.executable).resolve())
-    await run([base, "-m", "venv", "--without-pip", "--system-site-packages", str(folder)], env=offline)
+    await run(
+        [f"{sys.base_prefix}/bin/python3", "-m", "venv", "--without-pip", "--system-site-packages", str(folder)],
+        env=offline,
+    )
     return folder
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from adapters.errors import ServiceError
 from gateway.local import models
+from gateway.local.display import Display
 from gateway.local.errors import ModelInvalid
 from gateway.local.models import Model
 from gateway.local.places import Places
@@ -92,3 +95,39 @@ def test_hub_ids_are_told_from_paths(name: str, hub: bool) -> None:
 )
 def test_base_ids_are_legal_public_names(segment: str, expected: str) -> None:
     assert models.base_id(segment) == expected
+
+
+def client(modules: Path, body: str) -> None:
+    modules.mkdir()
+    (modules / "huggingface_hub.py").write_text(f"def snapshot_download(name, allow_patterns):\n    {body}\n")
+
+
+async def fetch(places: Places, display: Display, modules: Path, body: str) -> Model:
+    """Download with a hub client whose `snapshot_download` does `body`."""
+    client(modules, body)
+    environ = {"PYTHONPATH": str(modules), "LORAGATE_ADMIN_KEY": "not for children"}
+    return await models.download("Org/Some-Model", Path(sys.executable), places, environ=environ, display=display)
+
+
+async def test_a_hub_model_is_fetched_by_the_engine_environments_client(
+    places: Places, display: Display, base: Path, tmp_path: Path
+) -> None:
+    body = "import os; assert 'LORAGATE_ADMIN_KEY' not in os.environ; print('Fetching 3 files: 33%|x'); "
+    body += f"return {str(base)!r}"
+    assert await fetch(places, display, tmp_path / "modules", body) == Model("Some-Model", base)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("GatedRepoError: 403 Client Error", "gated, private or misspelt.*HF_TOKEN"),
+        ("RepositoryNotFoundError: 404 Client Error", "The hub has no model Org/Some-Model"),
+        ("[Errno 28] No space left on device", "disk filled up"),
+        ("cannot reach the hub", "could not be downloaded: OSError: cannot reach the hub.*HF_ENDPOINT"),
+    ],
+)
+async def test_a_download_that_fails_is_told(
+    places: Places, display: Display, tmp_path: Path, error: str, says: str
+) -> None:
+    with pytest.raises(ServiceError, match=says):
+        await fetch(places, display, tmp_path / "modules", f"raise OSError({error!r})")
