@@ -138,10 +138,9 @@ def _download_failure(name: str, text: str, lines: tuple[str, ...], free: int) -
         )
     if "RepositoryNotFound" in text or "404 Client Error" in text:
         return ModelInvalid(f"The hub has no model {name}. Check the name, or give --model a folder on this disk.")
-    last = next((line for line in reversed(lines) if line.strip()), "no output")
+    last = next((line for line in reversed(lines) if line.strip()), "no output").strip().partition(". ")[0]
     return ModelInvalid(
-        f"{name} could not be downloaded: {last.strip().partition('. ')[0][:200]}. Check the network or HF_ENDPOINT, or give "
-        "--model a folder."
+        f"{name} could not be downloaded: {last[:200]}. Check the network or HF_ENDPOINT, or give --model a folder."
     )
 
 

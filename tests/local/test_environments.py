@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import re
 import sys
@@ -22,7 +21,7 @@ from gateway.local.locks import hold
 from gateway.local.pins import Kind, kinds
 from gateway.local.places import Places
 from gateway.local.process import Outcome, run
-from tests.local.conftest import simple_index, until, wheel
+from tests.local.conftest import simple_index, wheel
 
 
 @pytest.fixture
@@ -71,16 +70,6 @@ async def test_made_once_then_used_again_the_first_package_from_its_own_index(
     assert (python.parent.parent / STAMP).stat().st_mtime_ns == stamp
     assert again.getvalue() == "", "a second start has nothing to make and nothing to say"
     assert environments(places, environ).existing(kind) == python
-
-
-async def test_a_build_that_is_stopped_leaves_nothing(places: Places, kind: Kind, offline: dict[str, str]) -> None:
-    making = asyncio.create_task(environments(places, offline).ensure(kind))
-    await until(lambda: made_folders(places) != [])
-    making.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await making
-    assert made_folders(places) == []
-    assert environments(places, offline).existing(kind) is None
 
 
 @pytest.fixture

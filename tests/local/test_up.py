@@ -161,21 +161,11 @@ async def test_readyz_tells_the_state_while_the_engine_starts(start: Start) -> N
     assert await up.end() == 0
 
 
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (("--model", "/nowhere/model"), "There is no model at /nowhere/model"),
-        (("--engine", "http://127.0.0.1:1", "--model", "x"), "--engine uses engines that already run"),
-        (("--", "--port", "1"), "--port cannot be given to vLLM"),
-    ],
-)
-async def test_what_cannot_work_is_one_sentence_and_exit_code_1(
-    start: Start, flags: tuple[str, ...], says: str
-) -> None:
-    up = await start(*flags)
+async def test_what_cannot_work_is_one_sentence_and_exit_code_1(start: Start) -> None:
+    up = await start("--engine", "http://127.0.0.1:1", "--model", "x")
     assert await up.child.wait() == 1
-    assert says in up.err.read_text()
-    assert "Traceback" not in up.err.read_text()
+    assert "--engine uses engines that already run" in up.err.read_text()
+    assert up.err.read_text().count("\n") == 1
 
 
 async def test_a_taken_port_is_told_before_the_long_work(start: Start, places: Places) -> None:
