@@ -12,6 +12,7 @@ import functools
 import ipaddress
 import signal
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from gateway.protocol import Connection
 from gateway.settings import Settings
 
 SWEEP_S = 0.25
+SWITCH_S = 0.0005  # a database thread gives way after 0.5 ms, not Python's 5: that is what streams would wait
 LAST_WORDS_S = 1.0  # for error events to reach their callers after the drain's deadline
 
 
@@ -79,6 +81,7 @@ async def serve(
     on_started: awaited once both ports accept.
     """
     _check_admin_host(settings)
+    sys.setswitchinterval(SWITCH_S)
     stop = stop or asyncio.Event()
     hurry = asyncio.Event()
     with _listeners(settings) as sockets, _signals(stop, hurry):
@@ -88,10 +91,12 @@ async def serve(
             sweep = asyncio.create_task(_sweep(gateway, servers[0][0]))
             try:
                 await _until(lambda: all(server.started for server, _ in servers), running)
-                if on_started is not None:
-                    await on_started(Started(gateway, *(sock.getsockname()[1] for sock in sockets[:2])))
-                await _first(stop.wait(), *running)
-                await _drain(gateway, servers[0][0], running[0], hurry)
+                public_port, admin_port = (sock.getsockname()[1] for sock in sockets[:2])
+                with _address_file(settings, admin_port):
+                    if on_started is not None:
+                        await on_started(Started(gateway, public_port, admin_port))
+                    await _first(stop.wait(), *running)
+                    await _drain(gateway, servers[0][0], running[0], hurry)
             finally:
                 for server, _ in servers:
                     server.should_exit = server.force_exit = True
@@ -219,6 +224,19 @@ def listen(host: str, port: int, flag: str) -> socket.socket:
         raise ListenError(f"Cannot listen on {host} port {port}: {reason}. Choose another place with {flag}.") from None
     sock.setblocking(False)
     return sock
+
+
+@contextlib.contextmanager
+def _address_file(settings: Settings, port: int) -> Iterator[None]:
+    """`<data>/admin.url`, while the admin port listens: how the CLI finds a port that is not the default."""
+    host = settings.admin.host
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # where to call, not where to listen
+    path = settings.data_dir / "admin.url"
+    path.write_text(f"http://{f'[{host}]' if ':' in host else host}:{port}\n", encoding="ascii")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _check_admin_host(settings: Settings) -> None:
