@@ -45,7 +45,7 @@ STREAMS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
 
 
 @asynccontextmanager
-async def quiet(data_dir: Path, engines: Sequence[FakeVLLM], **settings: Any) -> AsyncIterator[Running]:
+async def quiet(data_dir: Path, engines: Sequence[FakeVLLM], /, **settings: Any) -> AsyncIterator[Running]:
     """A gateway that takes its engines for ready and never asks them again."""
     settings["health"] = {"probe_interval_s": 3600, **settings.get("health", {})}
     async with running(data_dir, engines, ready=False, **settings) as gateway:

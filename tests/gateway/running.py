@@ -85,7 +85,7 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    data_dir: Path, engines: Sequence[FakeVLLM | str], *, ready: bool = True, **settings: Any
+    data_dir: Path, engines: Sequence[FakeVLLM | str], /, *, ready: bool = True, **settings: Any
 ) -> AsyncIterator[Running]:
     """A gateway over `engines`; settings: sections as in configs/gateway.yaml. Drained at the end."""
     urls = [engine if isinstance(engine, str) else engine.url for engine in engines]
