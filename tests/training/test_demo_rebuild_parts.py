@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -48,6 +49,19 @@ def test_progress_of_a_child_is_seen(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     child(tmp_path, seen).run([sys.executable, "-c", 'print(\'{"step": 3, "steps": 9}\')'])
     assert seen[-1] == (3, 9)
+
+
+def test_an_interrupted_rebuild_leaves_no_child(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def interrupt(done: int, in_all: int) -> None:
+        seen.append((done, in_all))
+        raise KeyboardInterrupt
+
+    talk = 'import os, time; print(\'{"step": %d, "steps": 0}\' % os.getpid(), flush=True); time.sleep(100)'
+    with pytest.raises(KeyboardInterrupt):
+        Child(tmp_path, {}, interrupt).run([sys.executable, "-c", talk])
+    assert not psutil.pid_exists(seen[0][0])
 
 
 def test_a_half_written_line_is_not_progress(tmp_path: Path) -> None:
