@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && exit; done; echo python3)
 RUN    := .venv/bin/python
 
-.PHONY: up test test-fast check format bench pins clean help
+.PHONY: up test test-fast check format bench pins demo clean help
 
 up: .venv/ready          ## serve the demo (or your model: make up ARGS="--model PATH") on this machine
 	@.venv/bin/loragate up $(ARGS)
@@ -28,7 +28,12 @@ bench: .venv/dev         ## side by side with nginx, vllm-router and LiteLLM; wr
 	@$(RUN) -m bench $(ARGS)
 
 pins: .venv/dev          ## resolve the pins of configs/environments anew
-	@$(RUN) -m gateway.local.pins $(ARGS)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check uv
+	@.ci/pins
+
+demo: .venv/dev          ## build the shipped demo anew: make demo TRAINING_PYTHON=/path/to/python/with/llamafactory
+	@test -n "$(TRAINING_PYTHON)" || { echo "Name an interpreter that has llamafactory: make demo TRAINING_PYTHON=/path/to/python" >&2; exit 2; }
+	@$(RUN) -m training.demo --training-python $(TRAINING_PYTHON) --out configs/demo $(ARGS)
 
 clean:                   ## remove the environment in this folder (the data directory stays)
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
