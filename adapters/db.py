@@ -22,7 +22,7 @@ from adapters.errors import DatabaseUnusable, RegistryBusy, ServiceError, Storag
 
 T = TypeVar("T")
 
-BUSY_TIMEOUT_MS = 5000
+BUSY_TIMEOUT_S = 5.0
 READERS = 4  # threads, and connections of the pool beside the writer's
 _BUSY, _LOCKED, _IOERR, _CORRUPT, _FULL, _CANTOPEN, _READONLY, _NOTADB = 5, 6, 10, 11, 13, 14, 8, 26
 _RETRYABLE_STATES = ("40001", "40P01", "55P03", "57P01", "08")  # PostgreSQL: serialisation, deadlock, lock, going down
@@ -38,14 +38,17 @@ class Database:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="db-write")
 
     @classmethod
-    def open(cls, url: str) -> Database:
-        """Connect to `url` (sqlite:///FILE or postgresql://…); the schema is not looked at. DatabaseUnusable."""
+    def open(cls, url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Database:
+        """Connect to `url` (sqlite:///FILE or postgresql://…); the schema is not looked at. DatabaseUnusable.
+
+        `busy_timeout_s`: how long SQLite waits for another process's lock before it is RegistryBusy.
+        """
         try:
             parsed = sa.make_url(url)
             if parsed.drivername == "postgresql":
                 parsed = parsed.set(drivername="postgresql+psycopg")
             if parsed.get_backend_name() == "sqlite":
-                return cls(_sqlite(parsed))
+                return cls(_sqlite(parsed, busy_timeout_s))
             return cls(sa.create_engine(parsed, pool_size=READERS + 1, max_overflow=0, pool_pre_ping=True))
         except (sa.exc.ArgumentError, NoSuchModuleError):
             raise DatabaseUnusable(
@@ -86,7 +89,7 @@ class Database:
             raise _translated(exc) from exc
 
 
-def _sqlite(url: sa.URL) -> sa.Engine:
+def _sqlite(url: sa.URL, busy_timeout_s: float) -> sa.Engine:
     if not url.database or url.database == ":memory:":
         raise DatabaseUnusable("An in-memory database would forget every adapter and key: name a file in database_url.")
     path = Path(url.database)
@@ -97,9 +100,7 @@ def _sqlite(url: sa.URL) -> sa.Engine:
         raise DatabaseUnusable(
             f"The database {path} cannot be opened ({exc.strerror}). Make its folder writable or choose --data-dir."
         ) from None
-    engine = sa.create_engine(
-        url, pool_size=READERS + 1, max_overflow=0, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}
-    )
+    engine = sa.create_engine(url, pool_size=READERS + 1, max_overflow=0, connect_args={"timeout": busy_timeout_s})
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
     return engine

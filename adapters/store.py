@@ -90,12 +90,15 @@ def page(conn: sa.Connection, after: str | None, limit: int) -> tuple[tuple[Adap
 
 def find_version(conn: sa.Connection, name: str, version: str) -> Version:
     """One version; NotFound says which there are."""
-    adapter = find(conn, name)
+    return _among(find(conn, name), version)
+
+
+def _among(adapter: Adapter, version: str) -> Version:
     for each in adapter.versions:
         if each.version == version:
             return each
     there = ", ".join(each.version for each in adapter.versions[:5]) or "none"
-    raise NotFound(f"Adapter {name} has no version {version}; it has {there}.", param="version")
+    raise NotFound(f"Adapter {adapter.name} has no version {version}; it has {there}.", param="version")
 
 
 def add(conn: sa.Connection, version: Version) -> bool:
@@ -130,8 +133,9 @@ def check_clash(conn: sa.Connection, version: Version) -> None:
 def point(conn: sa.Connection, name: str, live: str, at: float, what: str, why: str = "") -> bool:
     """Make `live` answer for `name`; what answered before becomes `previous`. False where it answers already."""
     revision.bump(conn)
-    version = find_version(conn, name, live)
-    before = find(conn, name).live
+    adapter = find(conn, name)
+    version = _among(adapter, live)
+    before = adapter.live
     if before == live:
         return False
     conn.execute(sa.update(adapters).where(adapters.c.name == name).values(live=live, previous=before, updated_at=at))
@@ -161,7 +165,7 @@ def remove(conn: sa.Connection, name: str, version: str | None, at: float) -> tu
     """Delete one version that is not live, or the whole adapter; returns what went. NotFound, Conflict."""
     revision.bump(conn)
     adapter = find(conn, name)
-    gone = adapter.versions if version is None else (find_version(conn, name, version),)
+    gone = adapter.versions if version is None else (_among(adapter, version),)
     for each in gone:
         if version is not None and each.version == adapter.live:
             raise Conflict(

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from adapters import migrate, revision, store
 from adapters.db import Database
-from adapters.errors import DatabaseUnusable, RegistryBusy
+from adapters.errors import DatabaseUnusable, RegistryBusy, StorageFull
 from adapters.schema import metadata
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -60,20 +60,30 @@ async def test_fifty_writers_lose_no_update(db: Database) -> None:
 
 
 async def test_a_lock_held_by_another_process_is_registry_busy(db: Database, path: Path) -> None:
-    with sqlite3.connect(path, isolation_level=None) as other:
-        other.execute("BEGIN IMMEDIATE")
-
-        def impatient(conn: sa.Connection) -> None:
-            revision.bump(conn)
-
-        await db.read(lambda conn: conn.exec_driver_sql("PRAGMA busy_timeout=50"))
-        fast = Database.open(f"sqlite:///{path}?timeout=0.05")
-        with pytest.raises(RegistryBusy) as caught:
-            await fast.write(impatient)
-        fast.close()
-        other.execute("ROLLBACK")
-    other.close()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    impatient = Database.open(f"sqlite:///{path}", busy_timeout_s=0.05)
+    with pytest.raises(RegistryBusy) as caught:
+        await impatient.write(revision.bump)
     assert caught.value.retry_after_s == 1
+    assert await impatient.read(revision.current) == 0  # readers go on
+    other.execute("ROLLBACK")
+    other.close()
+    await impatient.write(revision.bump)
+    impatient.close()
+    assert await db.read(revision.current) == 1
+
+
+async def test_a_full_disk_is_storage_full_and_leaves_the_registry_as_it_was(db: Database) -> None:
+    def fill(conn: sa.Connection) -> None:
+        revision.bump(conn)
+        conn.exec_driver_sql("PRAGMA max_page_count=1")  # SQLite's own stand-in for a full disk
+        for number in range(1000):
+            conn.execute(sa.insert(store.adapters).values(name=f"{number:0500}", created_at=0.0, updated_at=0.0))
+
+    with pytest.raises(StorageFull):
+        await db.write(fill)
+    assert await db.read(revision.current) == 0
 
 
 def test_head_is_the_newest_migration() -> None:

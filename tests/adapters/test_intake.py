@@ -239,6 +239,32 @@ def test_an_unknown_base_is_told_by_its_name(tmp_path: Path) -> None:
     assert check(folder, None, 16).base == "/runs/demo-base"
 
 
+def test_a_file_swapped_while_it_is_taken_cannot_slip_through(tmp_path: Path, base: BaseInfo) -> None:
+    """Whatever is written into the source after the first byte was taken: what was taken is what was judged."""
+    wide = described("demo-base", str(write_base(tmp_path / "wide", hidden_size=8192)))
+    tensors = pair(Q, 8192, 8192)
+    folder, copy = write(tmp_path / "adapter", tensors=tensors), write(tmp_path / "copy")
+    outcomes = []
+    for value in (b"\x80\x3f", b"\xff\x7f"):  # 1.0, NaN
+        (folder / W).write_bytes(weights(tensors))
+        taken: list[bytes] = []
+
+        def take(data: bytes, taken: list[bytes] = taken, value: bytes = value) -> None:
+            taken.append(data)
+            with (folder / W).open("r+b") as file:
+                file.seek(-4096, os.SEEK_END)
+                file.write(value * 2048)
+
+        try:
+            digest = check(folder, wide, 16, take).digest
+        except AdapterRejected as exc:
+            outcomes.append(exc.reason)
+        else:
+            (copy / W).write_bytes(b"".join(taken))
+            outcomes.append("same" if check(copy, wide, 16).digest == digest else "differs")
+    assert outcomes == ["same", "not_finite"]
+
+
 # --- what is taken ---
 
 

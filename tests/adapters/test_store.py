@@ -21,10 +21,16 @@ from adapters.types import Served, Version, VersionState
 POSTGRES = os.environ.get("LORAGATE_TEST_POSTGRES_URL")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+BACKENDS = ["sqlite"] if POSTGRES is None else ["sqlite", "postgresql"]
+
+
+@pytest.mark.skipif(POSTGRES is None, reason="LORAGATE_TEST_POSTGRES_URL is not set: the SQL is tried on SQLite only")
+def test_postgresql_is_tried_too() -> None:
+    assert "postgresql" in BACKENDS
+
+
+@pytest.fixture(params=BACKENDS)
 def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    if request.param == "postgresql" and POSTGRES is None:
-        pytest.skip("LORAGATE_TEST_POSTGRES_URL is not set")
     opened = Database.open(f"sqlite:///{tmp_path / 'loragate.db'}" if request.param == "sqlite" else str(POSTGRES))
     opened.migrate()
     yield opened
