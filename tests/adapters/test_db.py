@@ -35,13 +35,17 @@ def _child(code: str, *argv: str) -> subprocess.Popen[str]:
     )
 
 
-async def test_sqlite_is_opened_for_durability(db: Database, path: Path) -> None:
+async def test_sqlite_is_opened_for_durability(db: Database) -> None:
     def pragmas(conn: sa.Connection) -> tuple[object, ...]:
         names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
         return tuple(conn.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names)
 
     assert await db.read(pragmas) == ("wal", 2, 1, 5000)
-    assert await asyncio.to_thread(lambda: path.stat().st_mode & 0o777) == 0o600
+
+
+def test_a_new_database_is_for_its_owner_alone(path: Path) -> None:
+    Database.open(f"sqlite:///{path}").close()
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 async def test_a_failed_write_leaves_nothing(db: Database) -> None:
