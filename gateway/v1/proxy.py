@@ -308,8 +308,9 @@ class Proxy:
         work.code = str(error.status)
         if not x.started:
             lines = wire.error_lines(error)
-            if work.key is not None and work.target is not None:
-                lines += self.ledger.headers(work.key.id, work.target.name, self.clock())
+            if work.key is not None:
+                model = work.target.name if work.target is not None else NO_MODEL
+                lines += self.ledger.headers(work.key.id, model, self.clock())
             x.write_whole(error.status, lines, x.dialect.error_body(error))
         elif isinstance(x.meter, StreamMeter):
             if isinstance(error, ShuttingDown):
