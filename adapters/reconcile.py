@@ -129,6 +129,11 @@ class Reconciler:
             )
         await replica.load(engine_name)
 
+    def lost(self, engine_name: str, url: str) -> None:
+        """The engine itself said that it does not have it: it was restarted since it was last asked."""
+        self._replicas[url].resident -= {engine_name}
+        self._wakes[url].set()  # whatever else it had is gone too
+
     async def load_everywhere(self, engine_name: str) -> Mapping[str, str]:
         """Load on every engine that is ready; URL → why not, "" where it is resident now."""
         return await self._everywhere(lambda replica: replica.load(engine_name))

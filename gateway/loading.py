@@ -94,6 +94,8 @@ class Loader:
             raise _loading(target, 5)
         replica = min(ready, key=lambda r: r.outstanding)
         started = self._clock()
+        if target.engine_name in self._reconciler.residency[replica.url].resident - replica.resident:
+            self._reconciler.lost(target.engine_name, replica.url)
         try:
             async with asyncio.timeout(LOAD_TIMEOUT_S):
                 await self._reconciler.ensure(target.engine_name, replica.url)
