@@ -110,7 +110,7 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
         loader.attach(reconciler, refresher.refresh)
         reconciler.start()
         stack.push_async_callback(reconciler.close)
-        prober = Prober(fleet, settings.health, base=loader.base_of, clock=clock, loop=loop)
+        prober = Prober(fleet, settings.health, base=loader.base_of, found=reconciler.wake, clock=clock, loop=loop)
         await stack.enter_async_context(prober)
 
         health = Health(proxy, lambda: refresher.trouble)

@@ -1,7 +1,8 @@
 """Active probes: asks every engine, on the data path and through the data plane's own client, whether it answers.
 
 A ready replica is asked for its model list (cheap); one that is not must answer a one-token completion before it
-gets traffic again: an engine's /health can be 200 while generation is dead. Must not know adapters.
+gets traffic again: an engine's /health can be 200 while generation is dead. One that the reconciler has not reached
+is knocked at, so that nobody waits for the reconciler's slower beat. Must not know adapters.
 """
 
 from __future__ import annotations
@@ -51,12 +52,14 @@ class Prober:
         settings: Health,
         *,
         base: Callable[[Replica], str | None],
+        found: Callable[[], None],
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._fleet = fleet
         self._settings = settings
         self._base = base
+        self._found = found
         self._clock = clock
         self._loop = loop
         self._tasks: list[asyncio.Task[None]] = []
@@ -71,30 +74,36 @@ class Prober:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _watch(self, replica: Replica) -> None:
-        while True:
-            await self.probe(replica)
+        while True:  # at first the reconciler is asking, so there is time for a sleep
             # An engine that is starting is asked more often: the first answer should not wait for a slow beat.
             starting = replica.state is ReplicaState.STARTING
             await asyncio.sleep(self._settings.probe_interval_s / (4 if starting else 1))
+            await self.probe(replica)
 
     async def probe(self, replica: Replica) -> None:
         """Ask once and let the fleet know."""
         if replica.state is ReplicaState.REFUSED:
             return
         base = self._base(replica)
-        if base is None:
-            return  # the reconciler has not reached it yet and has left its reason
+        if base is None:  # the reconciler has left its reason; it looks again as soon as somebody opens
+            if await self._ask(replica, None) is None:
+                self._found()
+            return
+        reason = await self._ask(replica, None if replica.state is ReplicaState.READY else base)
+        self._fleet.probed(replica, reason, self._clock())
+
+    async def _ask(self, replica: Replica, generate: str | None) -> str | None:
+        """None for an answer, else why not. Asks for one token of the model `generate`, or only for the model list."""
         sink = Probe(self._loop)
-        if replica.state is ReplicaState.READY:
+        if generate is None:
             call = replica.upstream.get("/v1/models", sink)
         else:
-            body = wire.encode({"model": base, "prompt": "ok", "max_tokens": 1, "temperature": 0})
+            body = wire.encode({"model": generate, "prompt": "ok", "max_tokens": 1, "temperature": 0})
             call = replica.upstream.post("/v1/completions", body, sink, "probe")
         try:
             async with asyncio.timeout(self._settings.probe_timeout_s):
-                reason = await sink.outcome
+                return await sink.outcome
         except TimeoutError:
-            reason = f"no answer to a probe within {self._settings.probe_timeout_s:g} s"
+            return f"no answer to a probe within {self._settings.probe_timeout_s:g} s"
         finally:
             call.cancel()
-        self._fleet.probed(replica, reason, self._clock())
