@@ -6,7 +6,7 @@ A caller can grant, change, rotate or revoke only keys whose rights are within i
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,7 +30,6 @@ __all__ = [
     "digest",
     "mint",
     "parse",
-    "to_snapshot",
     "verify",
 ]
 
@@ -171,21 +170,6 @@ class KeyService:
         if grant.expires_at is not None and grant.expires_at != unchanged_expiry and grant.expires_at <= now:
             raise InvalidRequest("`expires_at` lies in the past. Give a later time.", param="expires_at")
         _within(grant, by)
-
-
-def to_snapshot(rows: Iterable[ApiKey]) -> dict[str, Key]:
-    """What the data plane needs of live keys, by id. Equal sets are shared: 10,000 keys must stay small."""
-    shared: dict[frozenset[str] | None, frozenset[str] | None] = {}
-    keys = {}
-    for row in rows:
-        credentials: tuple[Credential, ...] = (Credential(row.digest),)
-        if row.previous_digest is not None:
-            credentials += (Credential(row.previous_digest, row.previous_valid_until),)
-        grant = row.grant
-        scopes = shared.setdefault(grant.scopes, grant.scopes)
-        models = shared.setdefault(grant.models, grant.models)
-        keys[row.id] = Key(row.id, credentials, scopes or frozenset(), models, grant.limits, grant.expires_at)
-    return keys
 
 
 def _plausible(key_id: str) -> None:

@@ -1,27 +1,21 @@
-"""Builds the Snapshot that every request reads, from the database and the settings, and swaps it whole.
+"""Keeps the Snapshot that every request reads what the database says, and swaps it whole.
 
 A change is noticed by one cheap query every half second (a revoked key of another process ends within 1 s), or
-at once when this process made it. The only place where the registry, the keys and the data plane meet.
+at once when this process made it. Must not know what a snapshot is made of.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-
-import sqlalchemy as sa
+from collections.abc import Callable
 
 from adapters import revision
-from adapters import store as adapter_store
 from adapters.db import Database
 from adapters.errors import ServiceError
-from adapters.types import Served
-from gateway import store
-from gateway.keys import to_snapshot
+from gateway.assembly import assemble
 from gateway.settings import ModelLimits, Settings
-from gateway.v1.snapshot import EMPTY, NO_LIMITS, Key, Limits, Snapshot, Target
+from gateway.v1.snapshot import EMPTY, Limits, Snapshot
 
 log = logging.getLogger("loragate.refresh")
 
@@ -46,7 +40,6 @@ class Refresher:
         self._base = base
         self._wall = wall
         self._seen: tuple[int, str | None] = (-1, None)
-        self._serial = 0
         self._one_at_a_time = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self.trouble: str | None = None  # why the registry cannot be read now
@@ -69,7 +62,8 @@ class Refresher:
             seen = (await self._db.read(revision.current), base)
             if seen == self._seen:
                 return
-            snapshot = await self._db.read(lambda conn: self._build(conn, base))
+            before, now = self.snapshot, self._wall()
+            snapshot = await self._db.read(lambda conn: assemble(conn, before, base, self._limits, now))
             # Read before the rows were: a change in between only means one more look.
             self._seen = seen
             self.snapshot = snapshot
@@ -87,45 +81,6 @@ class Refresher:
                     log.warning("the registry cannot be read: %s", error.message)
                 self.trouble = f"the registry cannot be read: {error.message}"
 
-    def _build(self, conn: sa.Connection, base: str | None) -> Snapshot:
-        """On a database thread: rows to one frozen value."""
-        self._serial += 1
-        models: dict[str, Target] = {}
-        versions: dict[str, Target] = {}
-        if base is not None:
-            public = public_base(base)
-            models[public] = Target(public, base, None, self._limits.get(public, NO_LIMITS))
-            self._add(adapter_store.served(conn), base, models, versions)
-        keys = to_snapshot(store.live_keys(conn, self._wall()))
-        return Snapshot(
-            self._serial, None if base is None else public_base(base), _without_empty_limits(keys), models, versions
-        )
-
-    def _add(self, served: Iterable[Served], base: str, models: dict[str, Target], versions: dict[str, Target]) -> None:
-        for version in served:
-            if version.base is not None and version.base != base:
-                continue  # made for another base: the engine would refuse it
-            target = Target(
-                version.name,
-                version.engine_name,
-                version.version,
-                self._limits.get(version.name, NO_LIMITS),
-                int(version.created_at),
-            )
-            versions[f"{version.name}@{version.version}"] = target
-            if version.live:
-                models[version.name] = target
-
-
-def public_base(engine_id: str) -> str:
-    """The base's public id: the last path segment of what the engine calls it (a served path must not be shown)."""
-    return engine_id.rstrip("/").rpartition("/")[2]
-
 
 def _limits(given: ModelLimits) -> Limits:
     return Limits(given.rpm, given.tpm, given.concurrency, given.daily_tokens)
-
-
-def _without_empty_limits(keys: dict[str, Key]) -> dict[str, Key]:
-    """The one NO_LIMITS for all that have none: the hot path compares by identity."""
-    return {key_id: replace(key, limits=NO_LIMITS) if key.limits == NO_LIMITS else key for key_id, key in keys.items()}

@@ -244,7 +244,7 @@ async def test_versions_whose_files_are_gone_are_shown_not_served_and_mended_by_
     await asyncio.to_thread(shutil.rmtree, rig.shelf.root / name)
     await rig.service.recover()
     assert _states(await rig.service.show("a")) == [VersionState.DAMAGED]
-    assert await rig.db.read(store.served) == ()
+    assert await rig.db.read(lambda conn: tuple(store.served(conn))) == ()
     with pytest.raises(Conflict, match="Register the same folder again"):
         await rig.service.promote("a", made.versions[0].version)
     mended = await rig.service.register(first, "a")
@@ -266,7 +266,7 @@ async def test_a_lost_database_does_not_cost_the_store(db: Database, tmp_path: P
 async def test_what_routing_reads(rig: Rig, first: Path, second: Path) -> None:
     one = (await rig.service.register(first, "a", promote=True)).versions[0]
     two = (await rig.service.register(second, "a")).versions[0]
-    rows = await rig.db.read(store.served)
+    rows = await rig.db.read(lambda conn: tuple(store.served(conn)))
     assert {(row.name, row.version, row.engine_name, row.base, row.live) for row in rows} == {
         ("a", one.version, one.engine_name, "demo-base", True),
         ("a", two.version, two.engine_name, "demo-base", False),

@@ -63,6 +63,10 @@ def _version(name: str, number: int, base: str | None = "demo-base") -> Version:
     )
 
 
+def _served(conn: sa.Connection) -> tuple[Served, ...]:
+    return tuple(store.served(conn))
+
+
 async def _add(db: Database, *versions: Version, live: bool = False) -> None:
     def write(conn: sa.Connection) -> None:
         for version in versions:
@@ -126,11 +130,11 @@ async def test_what_routing_reads_and_what_is_damaged(db: Database) -> None:
         Served("a", one.version, one.engine_name, "demo-base", True, one.created_at),
         Served("b", two.version, two.engine_name, None, False, two.created_at),
     }
-    assert set(await db.read(store.served)) == expected
+    assert set(await db.read(_served)) == expected
     await db.write(lambda conn: store.set_damaged(conn, [one.engine_name]))
-    assert [row.name for row in await db.read(store.served)] == ["b"]
+    assert [row.name for row in await db.read(_served)] == ["b"]
     await db.write(lambda conn: store.set_damaged(conn, []))
-    assert set(await db.read(store.served)) == expected
+    assert set(await db.read(_served)) == expected
 
 
 async def test_what_is_wanted(db: Database) -> None:
@@ -221,7 +225,7 @@ async def test_many_adapters_are_read_in_a_few_queries(db: Database) -> None:
 
     def read(conn: sa.Connection) -> int:
         sa.event.listen(conn, "before_cursor_execute", lambda *args: queries.append(args[2]))
-        return len(store.served(conn)) + len(store.page(conn, None, 1000)[0])
+        return len(_served(conn)) + len(store.page(conn, None, 1000)[0])
 
     assert await db.read(read) == 3000
     assert len(queries) <= 5

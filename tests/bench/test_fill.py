@@ -10,7 +10,6 @@ from adapters.db import Database
 from bench.fill import fill
 from gateway import keyfiles, tokens
 from gateway import store as key_store
-from gateway.keys import to_snapshot
 from gateway.settings import Settings
 
 
@@ -19,8 +18,8 @@ async def test_filled_directory_is_read_by_the_products_own_stores(tmp_path: Pat
     settings = Settings(data_dir=tmp_path)
     database = Database.open(settings.database)
     try:
-        served = await database.read(adapter_store.served)
-        keys = to_snapshot(await database.read(lambda conn: key_store.live_keys(conn, 0.0)))
+        served = await database.read(lambda conn: tuple(adapter_store.served(conn)))
+        keys = await database.read(lambda conn: {key.id: key for key in key_store.live_keys(conn, 0.0)})
     finally:
         database.close()
     assert (len(served), len(keys), len(pairs)) == (6, 8, 3)

@@ -22,7 +22,7 @@ from adapters.service import AdapterService
 from adapters.shelf import Shelf
 from gateway import store
 from gateway.admin.app import AdminServices, create_admin
-from gateway.keys import Grant, Issued, Key, KeyService, to_snapshot
+from gateway.keys import Grant, Issued, Key, KeyService
 from gateway.usage import UsageRecorder, UsageService
 
 
@@ -74,9 +74,9 @@ async def admin_room(home: Path) -> AsyncIterator[AdminRoom]:
         db.migrate()
 
         async def refresh() -> None:
-            rows = await db.read(lambda conn: store.live_keys(conn, time.time()))
+            now = await db.read(lambda conn: {key.id: key for key in store.live_keys(conn, time.time())})
             live.clear()
-            live.update(to_snapshot(rows))
+            live.update(now)
 
         keys = await KeyService.open(db, home, clock=time.time, random_bytes=os.urandom, changed=refresh)
         recorder = UsageRecorder(db, clock=time.time, flush_s=3600, max_pending=1000)

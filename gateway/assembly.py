@@ -1,0 +1,64 @@
+"""Rows of the registry and of the keys to the next Snapshot: whatever is equal is the same object as in the one before.
+
+So a change costs no memory for what did not change, and what others remember by identity (verified tokens, for one)
+stays good. Runs on a database thread. Must not know when that is worth doing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from adapters import store as adapter_store
+from adapters.types import Served
+from gateway import store
+from gateway.v1.snapshot import NO_LIMITS, Limits, Snapshot, Target
+
+T = TypeVar("T")
+
+
+def assemble(
+    conn: sa.Connection, before: Snapshot, base: str | None, limits: Mapping[str, Limits], now: float
+) -> Snapshot:
+    """The snapshot after `before`. base: what the engines call theirs; limits: per public name; now: unix seconds."""
+    rows = store.live_keys(conn, now)
+    keys = _same(before.keys, {key.id: _same(before.keys.get(key.id), key) for key in rows})
+    if base is None:
+        return Snapshot(before.serial + 1, None, keys, {}, {})
+    public = public_base(base)
+    own = Target(public, base, None, limits.get(public, NO_LIMITS))
+    models = {public: _same(before.models.get(public), own)}
+    versions: dict[str, Target] = {}
+    for version in adapter_store.served(conn):
+        if version.base is not None and version.base != base:
+            continue  # made for another base: the engine would refuse it
+        pinned = f"{version.name}@{version.version}"
+        target = _target(version, pinned, before.versions.get(pinned), limits)
+        versions[pinned if pinned != target.engine_name else target.engine_name] = target
+        if version.live:
+            models[target.name] = target
+    return Snapshot(before.serial + 1, public, keys, _same(before.models, models), _same(before.versions, versions))
+
+
+def public_base(engine_id: str) -> str:
+    """The base's public id: the last path segment of what the engine calls it (a served path must not be shown)."""
+    return engine_id.rstrip("/").rpartition("/")[2]
+
+
+def _target(version: Served, pinned: str, known: Target | None, limits: Mapping[str, Limits]) -> Target:
+    ceilings, created = limits.get(version.name, NO_LIMITS), int(version.created_at)
+    if (
+        known is not None
+        and known.engine_name == version.engine_name
+        and known.limits == ceilings
+        and known.created == created
+    ):
+        return known
+    return Target(version.name, version.engine_name, version.version, ceilings, created)
+
+
+def _same(before: T | None, after: T) -> T:
+    """`before` itself where nothing is different."""
+    return before if before is not None and before == after else after
