@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import signal
 import socket
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -18,6 +12,7 @@ import pytest
 
 from gateway.v1.routing import ReplicaState
 from tests.fake_vllm import FakeVLLM, Fault
+from tests.gateway.child import caller, serving
 from tests.gateway.plane import (
     CHAT,
     EMBEDDINGS,
@@ -36,7 +31,6 @@ from tests.gateway.plane import (
 )
 from tests.gateway.running import Running
 
-ROOT = Path(__file__).resolve().parents[2]
 NARROW = {"max_in_flight": 2, "max_queue": 2, "queue_timeout_s": 30}
 
 
@@ -225,55 +219,6 @@ async def test_at_the_deadline_every_stream_is_told_and_nothing_stays_open(engin
 
 
 # The process -----------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Child:
-    process: asyncio.subprocess.Process
-    url: str
-    port: int
-    key: str
-
-
-@asynccontextmanager
-async def serving(home: Path, engine: FakeVLLM, **environ: str) -> AsyncIterator[Child]:
-    """`loragate serve` as a process of its own; the admin key runs inference here, as any key with the scope."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("LORAGATE")}
-    env |= {"PYTHONPATH": str(ROOT), "LORAGATE__HEALTH__PROBE_INTERVAL_S": "0.05", **environ}
-    ports = [free_port(), free_port()]
-    argv = ["serve", "--engine", engine.url, "--data-dir", str(home), "--port", str(ports[0])]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gateway", *argv, "--admin-port", str(ports[1])),
-        cwd=home,
-        env=env,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    url = f"http://127.0.0.1:{ports[0]}"
-    try:
-        async with httpx.AsyncClient(trust_env=False) as http, asyncio.timeout(30):
-            while True:
-                with contextlib.suppress(httpx.TransportError):
-                    if (await http.get(f"{url}/readyz")).status_code == 200:
-                        break
-                await asyncio.sleep(0.02)
-            admin = {"authorization": f"Bearer {(home / 'admin.key').read_text().strip()}"}
-            made = await http.post(f"http://127.0.0.1:{ports[1]}/admin/v1/keys", json={"name": "x"}, headers=admin)
-        yield Child(process, url, ports[0], made.json()["key"])
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
-
-
-def caller(child: Child) -> httpx.AsyncClient:
-    headers = {"authorization": f"Bearer {child.key}"}
-    return httpx.AsyncClient(base_url=child.url, headers=headers, timeout=30, trust_env=False)
 
 
 async def test_a_signal_drains_and_the_process_ends_well(engine: FakeVLLM, tmp_path: Path) -> None:
