@@ -40,7 +40,7 @@ def create_public(proxy: Proxy, health: Health) -> FastAPI:
     @app.get("/v1/models/{model:path}")
     async def model(model: str, request: Request) -> Response:
         target = resolve(proxy.snapshot, caller(request), model)
-        return answer(proxy, 200, wire.model_body(target, proxy.snapshot.base))
+        return answer(proxy, 200, wire.model_body(target, proxy.snapshot.base, model))
 
     @app.get("/livez")
     async def livez() -> Response:

@@ -118,17 +118,18 @@ def error_lines(err: ServiceError) -> bytes:
 
 
 def models_body(targets: Iterable[Target], base: str | None) -> bytes:
-    return encode({"object": "list", "data": [_model(target, base) for target in targets]})
+    return encode({"object": "list", "data": [_model(target, base, target.name) for target in targets]})
 
 
-def model_body(target: Target, base: str | None) -> bytes:
-    return encode(_model(target, base))
+def model_body(target: Target, base: str | None, asked: str) -> bytes:
+    """asked: the name that was resolved, `name@<12 hex>` included: whoever retrieves an id gets that id."""
+    return encode(_model(target, base, asked))
 
 
-def _model(target: Target, base: str | None) -> dict[str, Any]:
+def _model(target: Target, base: str | None, name: str) -> dict[str, Any]:
     parent = base if target.name != base else None
     return {
-        "id": target.name,
+        "id": name,
         "object": "model",
         "created": target.created,
         "owned_by": "loragate",
@@ -197,6 +198,9 @@ def from_engine_error(status: int, body: bytes, public_model: str, engine_model:
         return UpstreamError("The engine's answer was not valid. Try again.", code="upstream_protocol_error")
     if "context length" in text or "max_model_len" in text:
         return _context_length(text)
+    if "reasoning_config" in text:
+        return InvalidRequest("This model's engine runs without a reasoning parser, so there is no thinking to bound: "
+                              "leave `thinking_token_budget` (`thinking` in messages) out.")  # fmt: skip
     param = param.removeprefix("body.")
     return InvalidRequest(
         _harmless(text, public_model, engine_model) or "The engine refused this request as not valid for this model.",

@@ -186,7 +186,9 @@ def test_models() -> None:
             {"id": "cs", "created": 2, "parent": "demo", **plain},
         ],
     }
-    assert json.loads(wire.model_body(adapter, "demo")) == rendered["data"][1]
+    assert json.loads(wire.model_body(adapter, "demo", "cs")) == rendered["data"][1]
+    exact = json.loads(wire.model_body(adapter, "demo", "cs@0123456789ab"))
+    assert exact == rendered["data"][1] | {"id": "cs@0123456789ab"}
 
 
 def test_rename_model() -> None:
@@ -253,6 +255,12 @@ def test_context_length_keeps_the_numbers() -> None:
         ("n must be at least 1, got 0. (parameter=n, value=0)", "n must be at least 1."),
         ("The decoder prompt cannot be empty", "The decoder prompt cannot be empty."),
         ("when using `logprobs`, model eng@0123456789ab is wrong", None),
+        (
+            "thinking_token_budget is set but reasoning_config is not configured. Please set --reasoning-parser and/or "
+            "--reasoning-config to use thinking_token_budget.",
+            "This model's engine runs without a reasoning parser, so there is no thinking to bound: "
+            "leave `thinking_token_budget` (`thinking` in messages) out.",
+        ),
         (
             "bad_words cannot contain an empty string. Got bad_words=['canary']",
             "bad_words cannot contain an empty string.",
