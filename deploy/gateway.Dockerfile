@@ -2,6 +2,8 @@
 #   docker build -f deploy/gateway.Dockerfile -t loragate-gateway .
 # Runs as uid 65534 on a read-only root: only /data is written (database, keys, adapter store).
 FROM python:3.12-slim AS build
+# The compiler stays in this stage: deploy/install.sh compiles the hot path with it.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 RUN python -m venv /opt/loragate
@@ -9,11 +11,13 @@ RUN python -m venv /opt/loragate
 COPY configs/environments/gateway.txt gateway.txt
 RUN /opt/loragate/bin/pip install --require-hashes -r gateway.txt
 COPY pyproject.toml README.md LICENSE ./
+COPY configs/environments/build.txt configs/environments/build.txt
+COPY deploy/install.sh deploy/install.sh
 COPY adapters adapters
 COPY configs configs
 COPY gateway gateway
 COPY training training
-RUN /opt/loragate/bin/pip install --no-deps .
+RUN deploy/install.sh /opt/loragate/bin/python
 
 FROM python:3.12-slim
 ENV PATH=/opt/loragate/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp LORAGATE_HOME=/data

@@ -30,12 +30,12 @@ class Section(BaseModel):
 
 class Listen(Section):
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(default=8000, ge=0, le=65535)
 
 
 class AdminListen(Section):
     host: str = "127.0.0.1"
-    port: int = Field(8001, ge=0, le=65535)
+    port: int = Field(default=8001, ge=0, le=65535)
     allow_remote: bool = False  # a non-loopback host is refused without it
 
 
@@ -103,10 +103,10 @@ class RequestCaps(Section):
 
 
 class ModelLimits(Section):
-    rpm: int | None = Field(None, ge=1)
-    tpm: int | None = Field(None, ge=1)
-    concurrency: int | None = Field(None, ge=1)
-    daily_tokens: int | None = Field(None, ge=1)
+    rpm: int | None = Field(default=None, ge=1)
+    tpm: int | None = Field(default=None, ge=1)
+    concurrency: int | None = Field(default=None, ge=1)
+    daily_tokens: int | None = Field(default=None, ge=1)
 
 
 class UsageRecords(Section):
