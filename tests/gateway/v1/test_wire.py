@@ -256,12 +256,6 @@ def test_context_length_keeps_the_numbers() -> None:
         ("The decoder prompt cannot be empty", "The decoder prompt cannot be empty."),
         ("when using `logprobs`, model eng@0123456789ab is wrong", None),
         (
-            "thinking_token_budget is set but reasoning_config is not configured. Please set --reasoning-parser and/or "
-            "--reasoning-config to use thinking_token_budget.",
-            "This model's engine runs without a reasoning parser, so there is no thinking to bound: "
-            "leave `thinking_token_budget` (`thinking` in messages) out.",
-        ),
-        (
             "bad_words cannot contain an empty string. Got bad_words=['canary']",
             "bad_words cannot contain an empty string.",
         ),
@@ -273,6 +267,11 @@ def test_short_harmless_text_is_shown(message: str, shown: str | None) -> None:
         assert error.message == shown
     assert error.param == "n"
     assert "canary" not in error.message
+
+
+def test_a_thinking_budget_where_nothing_thinks_out_loud() -> None:
+    said = "thinking_token_budget is set but reasoning_config is not configured. Please set --reasoning-parser and/or …"
+    assert "leave `thinking_token_budget` (`thinking` in messages) out." in engine_error(400, said).message
 
 
 @pytest.mark.parametrize(
