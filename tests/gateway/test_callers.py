@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import psutil
-import pytest
 
 from tests.fake_vllm import FakeVLLM, Fault
 from tests.gateway.plane import (
@@ -87,23 +86,22 @@ async def test_who_leaves_before_anything_came_leaves_nothing_behind(engine: Fak
         assert await gateway.metric("loragate_requests_total", code="499", route="chat") == 2
 
 
-@pytest.mark.parametrize(("path", "after"), [(CHAT, 5), (COMPLETIONS, 4), (RESPONSES, 8), (MESSAGES, 6)])
-async def test_an_aborted_stream_is_charged_what_was_generated(
-    engine: FakeVLLM, tmp_path: Path, path: str, after: int
-) -> None:
+async def test_an_aborted_stream_is_charged_what_was_generated(engine: FakeVLLM, tmp_path: Path) -> None:
     """`after` events hold four words; prompt tokens are the engine's where it said them, else the guess."""
-    engine.script(Fault.STALL_BETWEEN, after=after)
     async with quiet(tmp_path, [engine]) as gateway:
-        async with Caller(gateway, wire(await counted(gateway), path, ask(path, stream=True))) as reader:
-            while b"three" not in await reader.readline():
-                pass
-        await asyncio.wait_for(engine.idle(), 5)
-        await at_rest(gateway)
-        (row,) = await usage(gateway)
-        assert row["completion_tokens"] == 4
-        if path != RESPONSES:
-            assert row["prompt_tokens"] == len(SAID.split())
-        assert await gateway.metric("loragate_tokens_total", model=MODEL, kind="completion") == 4
+        for path, after in ((CHAT, 5), (COMPLETIONS, 4), (RESPONSES, 8), (MESSAGES, 6)):
+            engine.script(Fault.STALL_BETWEEN, after=after)
+            key = await counted(gateway)
+            async with Caller(gateway, wire(key, path, ask(path, stream=True))) as reader:
+                while b"three" not in await reader.readline():
+                    pass
+            await asyncio.wait_for(engine.idle(), 5)
+            await at_rest(gateway)
+            (row,) = await usage(gateway, key=key.split("-")[1])
+            assert row["completion_tokens"] == 4, path
+            if path != RESPONSES:
+                assert row["prompt_tokens"] == len(SAID.split()), path
+        assert await gateway.metric("loragate_tokens_total", model=MODEL, kind="completion") == 16
 
 
 async def test_an_aborted_whole_answer_keeps_its_reservation(engine: FakeVLLM, tmp_path: Path) -> None:

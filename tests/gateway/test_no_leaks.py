@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 
 from tests.fake_vllm import FakeVLLM, Fault
 from tests.gateway.child import caller, serving
-from tests.gateway.plane import CHAT, ROUTES, STREAMS, ask, at_rest, counted, events, quiet
+from tests.gateway.plane import CHAT, MESSAGES, ROUTES, STREAMS, ask, at_rest, counted, events, quiet
 from tests.gateway.running import Running
 from tests.gateway.tiny_lora import tiny_lora
 
@@ -62,7 +62,7 @@ async def bad_bodies(path: str) -> AsyncIterator[bytes]:
         yield json.dumps(ask(path, PROMPT, **fields)).encode()
 
 
-async def misuse(http: httpx.AsyncClient, engine: FakeVLLM, key: str) -> list[bytes]:
+async def misuse(http: httpx.AsyncClient, engine: FakeVLLM, key: str, routes: Sequence[str] = ROUTES) -> list[bytes]:
     """Everything that can go wrong with a request; the error answers."""
     seen: list[bytes] = []
 
@@ -73,7 +73,7 @@ async def misuse(http: httpx.AsyncClient, engine: FakeVLLM, key: str) -> list[by
             shown = json.dumps(last).encode() if isinstance(last, dict) and last.get("error") else b""
         seen.append(shown + repr(answer.headers.multi_items()).encode())
 
-    for path in ROUTES:
+    for path in routes:
         async for body in bad_bodies(path):
             note(await http.post(path, content=body, headers=JSON))
         for at, status in enumerate((400, 400, 400, 422, 401, 404, 413, 429, 500, 503)):
@@ -81,6 +81,7 @@ async def misuse(http: httpx.AsyncClient, engine: FakeVLLM, key: str) -> list[by
             note(await http.post(path, json=ask(path, PROMPT)))
             engine.heal()
         note(await http.post(path, json=ask(path, PROMPT, model="nobody")))
+        await http.post(path, json=ask(path, model=PROMPT))  # who asks for it is told so, nobody else
         for wrong in (f"Bearer {key[:-1]}", f"Basic {key}", key, f"Bearer {key} {PROMPT}"):
             note(await http.post(path, json=ask(path, PROMPT), headers={"authorization": wrong}))
         note(await http.post(f"{path}?api_key={key}&q={PROMPT}", json=ask(path, PROMPT), headers={"authorization": ""}))
@@ -175,7 +176,7 @@ async def test_nor_in_what_the_process_prints(engine: FakeVLLM, tmp_path: Path) 
     }
     async with serving(tmp_path, engine, **environ) as child:
         async with caller(child) as http:
-            for answer in await misuse(http, engine, child.key):
+            for answer in await misuse(http, engine, child.key, (CHAT, MESSAGES)):
                 clean("an error answer", answer, *secrets_of(child.key))
         root = (tmp_path / "admin.key").read_text().strip()
         headers = {"authorization": f"Bearer {root}"}
