@@ -161,7 +161,7 @@ def _sqlite() -> Check:
 
 def _running(settings: Settings) -> Iterator[Check]:
     """A gateway that answers explains its own ports; otherwise they must be free."""
-    url = admin_url(settings)
+    url = _written(settings) or admin_url(settings)
     try:
         answer = httpx.get(f"{url}/livez", timeout=2.0, trust_env=False)
         ours = answer.status_code == 200 and answer.json().get("alive") is True
@@ -180,6 +180,14 @@ def _running(settings: Settings) -> Iterator[Check]:
     if orphan is not None:
         found = f"an earlier run may have left process {orphan.pid} behind"
         yield Check("engine", WARNING, found, "The next `loragate up` ends it.")
+
+
+def _written(settings: Settings) -> str | None:
+    """Where a running gateway says that its admin port is: it may have been started with another one."""
+    try:
+        return (settings.data_dir / "admin.url").read_text(encoding="ascii").strip() or None
+    except (OSError, ValueError):
+        return None
 
 
 def _free(host: str, port: int, flag: str) -> Callable[[], str]:

@@ -94,6 +94,11 @@ class Answering(http.server.BaseHTTPRequestHandler):
         self.send_response(200 if self.path.startswith("/good/") else 503)
         self.end_headers()
 
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"alive":true}')
+
     def log_message(self, format: str, *args: object) -> None:
         pass
 
@@ -106,6 +111,13 @@ def web() -> Iterator[str]:
         yield f"127.0.0.1:{server.server_address[1]}"
         server.shutdown()
         thread.join()
+
+
+def test_a_gateway_is_found_where_it_says_that_it_is(offline: dict[str, str], tmp_path: Path, web: str) -> None:
+    (tmp_path / "admin.url").write_text(f"http://{web}\n")
+    done = doctor(offline, tmp_path)
+    assert f"ok       gateway: running, http://{web} answers" in done.stdout
+    assert "admin port:" not in done.stdout
 
 
 def test_indexes_are_asked_and_their_credentials_never_shown(offline: dict[str, str], tmp_path: Path, web: str) -> None:
