@@ -107,10 +107,10 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
         refresh.bind(refresher.refresh)
         await _restore_budgets(proxy, recorder, wall)
 
-        loader.attach(reconciler, refresher.refresh)
+        prober = Prober(fleet, settings.health, base=loader.base_of, found=reconciler.wake, clock=clock, loop=loop)
+        loader.attach(reconciler, base_changed=refresher.refresh, opened=prober.look)
         reconciler.start()
         stack.push_async_callback(reconciler.close)
-        prober = Prober(fleet, settings.health, base=loader.base_of, found=reconciler.wake, clock=clock, loop=loop)
         await stack.enter_async_context(prober)
 
         health = Health(proxy, lambda: refresher.trouble)

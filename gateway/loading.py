@@ -32,13 +32,25 @@ class Loader:
         self._clock = clock
         self._reconciler: Reconciler | None = None
         self._base_changed: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self._opened: Callable[[], None] | None = None
+        self._seen: dict[str, Seen] = {}
         self._base: str | None = None
         self._running: set[asyncio.Task[None]] = set()
 
-    def attach(self, reconciler: Reconciler, base_changed: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """From now on `on_change` means something. base_changed: awaited when the pool serves another base."""
+    def attach(
+        self,
+        reconciler: Reconciler,
+        *,
+        base_changed: Callable[[], Coroutine[Any, Any, None]],
+        opened: Callable[[], None],
+    ) -> None:
+        """From now on `on_change` means something.
+
+        base_changed: awaited when the pool serves another base. opened: called when an engine can be asked again.
+        """
         self._reconciler = reconciler
         self._base_changed = base_changed
+        self._opened = opened
 
     async def close(self) -> None:
         for task in self._running:
@@ -59,8 +71,11 @@ class Loader:
         """The reconciler sees something new: it is what routing knows from now on."""
         if self._reconciler is None:
             return
+        opened = False
         for replica in self._fleet.replicas:
             view = self._reconciler.residency[replica.url]
+            before, self._seen[replica.url] = self._seen.get(replica.url), view.state
+            opened = opened or (view.state is Seen.READY and before is not Seen.READY)
             replica.resident = view.resident
             if view.state is Seen.REFUSED:
                 replica.state, replica.reason = ReplicaState.REFUSED, view.reason
@@ -72,6 +87,8 @@ class Loader:
         if base != self._base and self._base_changed is not None:
             self._base = base  # the first base: its models appear at once
             self._start(self._base_changed())
+        if opened and self._opened is not None:
+            self._opened()
 
     def ensure(self, target: Target) -> asyncio.Future[None]:
         """Have `target` loaded on the least busy ready replica; all who ask at once share one load. ModelLoading."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 from gateway.settings import Health
 from gateway.v1 import wire
@@ -62,7 +63,14 @@ class Prober:
         self._found = found
         self._clock = clock
         self._loop = loop
+        self._opened = {replica.url: asyncio.Event() for replica in fleet.replicas}
         self._tasks: list[asyncio.Task[None]] = []
+
+    def look(self) -> None:
+        """The reconciler has reached an engine: whoever is not ready is asked now, not at the next beat."""
+        for replica in self._fleet.replicas:
+            if replica.state is not ReplicaState.READY:
+                self._opened[replica.url].set()
 
     async def __aenter__(self) -> Prober:
         self._tasks = [self._loop.create_task(self._watch(replica)) for replica in self._fleet.replicas]
@@ -74,10 +82,15 @@ class Prober:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _watch(self, replica: Replica) -> None:
+        opened = self._opened[replica.url]
         while True:  # at first the reconciler is asking, so there is time for a sleep
-            # An engine that is starting is asked more often: the first answer should not wait for a slow beat.
-            starting = replica.state is ReplicaState.STARTING
-            await asyncio.sleep(self._settings.probe_interval_s / (4 if starting else 1))
+            # One that is away is asked more often: the first answer should not wait for a slow beat.
+            away = replica.state in (ReplicaState.STARTING, ReplicaState.UNREACHABLE)
+            with suppress(TimeoutError):
+                # Not wait_for: before Python 3.12 it loses a cancellation that meets the event.
+                async with asyncio.timeout(self._settings.probe_interval_s / (4 if away else 1)):
+                    await opened.wait()
+            opened.clear()
             await self.probe(replica)
 
     async def probe(self, replica: Replica) -> None:

@@ -14,7 +14,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -203,6 +204,17 @@ class FakeVLLM:
         """Forget every script and stop hanging."""
         self._script.clear()
         self._hung = False
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Meanwhile no script spoils anything, and what is asked is not kept in `requests`."""
+        script, self._script = self._script, []
+        seen = len(self.requests)
+        try:
+            yield
+        finally:
+            self._script = script + self._script
+            del self.requests[seen:]
 
     def _fault(self, path: str, model: str | None) -> Scripted | None:
         for entry in self._script:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.v1.routing import ReplicaState
 from tests.fake_vllm import FakeVLLM
 from tests.gateway.running import Running, running
 
@@ -46,16 +47,18 @@ STREAMS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
 
 @asynccontextmanager
 async def quiet(data_dir: Path, engines: Sequence[FakeVLLM], /, **settings: Any) -> AsyncIterator[Running]:
-    """A gateway that takes its engines for ready and never asks them again."""
+    """A gateway that asks its engines once, unseen and whatever they are scripted to do, and never again."""
     settings["health"] = {"probe_interval_s": 3600, **settings.get("health", {})}
-    async with running(data_dir, engines, ready=False, **settings) as gateway:
-        proxy = gateway.started.gateway.proxy
-        async with asyncio.timeout(10):
-            while proxy.snapshot.base is None or not all(engine.requests for engine in engines):
-                await asyncio.sleep(0.002)
-        for replica in proxy.fleet.replicas:
-            proxy.fleet.probed(replica, None, proxy.clock())
-        yield gateway
+    with ExitStack() as start:
+        for engine in engines:
+            start.enter_context(engine.undisturbed())
+        async with running(data_dir, engines, **settings) as gateway:
+            proxy = gateway.started.gateway.proxy
+            async with asyncio.timeout(10):
+                while not all(replica.state is ReplicaState.READY for replica in proxy.fleet.replicas):
+                    await asyncio.sleep(0.002)
+            start.close()
+            yield gateway
 
 
 async def counted(gateway: Running, **grant: Any) -> str:
