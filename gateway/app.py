@@ -101,7 +101,9 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
 
         refresher = Refresher(db, settings, swap=swap, base=loader.base_id, wall=wall)
         shelf = Shelf(settings.adapter_store)
-        adapters = AdapterService(db, shelf, reconciler, clock=wall, changed=refresh.now)
+        adapters = AdapterService(
+            db, shelf, reconciler, clock=wall, max_lora_rank=settings.adapters.max_lora_rank, changed=refresh.now
+        )
         await adapters.recover()
         await stack.enter_async_context(refresher)
         refresh.bind(refresher.refresh)

@@ -44,6 +44,7 @@ class Handler(Protocol):
 
     def begin(self) -> None: ...
     def client_gone(self) -> None: ...
+    def sweep(self, now: float) -> None: ...
     def client_paused(self) -> None: ...
     def client_resumed(self) -> None: ...
     def terminate(self, error: ServiceError) -> None: ...
@@ -282,8 +283,8 @@ class Connection(asyncio.Protocol):
             self.flow.resume_reading()
 
     def _start(self, request: Request) -> None:
-        self.keep_alive = request.keep_alive
         self.chunked = request.version != "1.0"
+        self.keep_alive = request.keep_alive and self.chunked  # without chunks a stream ends with its connection
         if request.refused is not None:
             self._reject(request.path, request.refused)
             return
@@ -420,7 +421,8 @@ class Connection(asyncio.Protocol):
             if now - self.lingers_since > LINGER_S:
                 self.transport.abort()
         elif self._busy():
-            return
+            if self.handler is not None and self.write_paused_at is None:
+                self.handler.sweep(now)
         elif self.request is not None:
             if now - self.waits_since > bounds.body_timeout_s:
                 self._fail(RequestTimeout("The request's body did not arrive in time."))

@@ -39,6 +39,7 @@ class Started:
     gateway: Gateway
     public_port: int
     admin_port: int
+    connections: Callable[[], list[Any]]  # callers' connections on the public port, now
 
 
 OnStarted = Callable[[Started], Awaitable[None]]
@@ -62,8 +63,7 @@ class Server(uvicorn.Server):
 def run(settings: Settings) -> int:
     """`loragate serve`: until a signal; the process's exit code."""
     logs.start(settings.log.level)
-    uvloop = _uvloop()
-    with asyncio.Runner(loop_factory=uvloop) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(serve(settings))
     return 0
 
@@ -94,7 +94,7 @@ async def serve(
                 public_port, admin_port = (sock.getsockname()[1] for sock in sockets[:2])
                 with _address_file(settings, admin_port):
                     if on_started is not None:
-                        await on_started(Started(gateway, public_port, admin_port))
+                        await on_started(Started(gateway, public_port, admin_port, lambda: _connections(servers[0][0])))
                     await _first(stop.wait(), *running)
                     await _drain(gateway, servers[0][0], running[0], hurry)
             finally:
@@ -128,12 +128,16 @@ def _servers(gateway: Gateway, sockets: list[socket.socket]) -> list[tuple[Serve
     return servers
 
 
+def _connections(public: Server) -> list[Any]:
+    return list(public.server_state.connections)
+
+
 async def _sweep(gateway: Gateway, public: Server) -> None:
     """Every deadline of every connection, caller's and engine's, looked at four times a second."""
     while True:
         await asyncio.sleep(SWEEP_S)
         now = time.monotonic()
-        for connection in list(public.server_state.connections):
+        for connection in _connections(public):
             if isinstance(connection, Connection):
                 connection.sweep(now)
         for replica in gateway.proxy.fleet.replicas:
@@ -149,7 +153,7 @@ async def _drain(gateway: Gateway, public: Server, running: asyncio.Task[None], 
     public.should_exit = True  # closes the listener and what is idle, lets the rest finish
     await _first(hurry.wait(), asyncio.sleep(drain.timeout_s), running)
     gateway.proxy.draining = True
-    for connection in list(public.server_state.connections):
+    for connection in _connections(public):
         if isinstance(connection, Connection) and connection.handler is not None:
             connection.handler.terminate(
                 ShuttingDown("This gateway is shutting down; the answer is not complete.", retry_after_s=1)
@@ -252,7 +256,8 @@ def _check_admin_host(settings: Settings) -> None:
         )
 
 
-def _uvloop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop, where there is one; None means asyncio's own."""
     try:
         import uvloop
     except ImportError:  # Windows

@@ -71,6 +71,10 @@ class Upstream(Section):
     max_event_bytes: int = 1024 * 1024
 
 
+class Adapters(Section):
+    max_lora_rank: int = Field(default=16, ge=1)  # the engines' --max-lora-rank: their API does not tell it
+
+
 class Admission(Section):
     max_in_flight: int = 1024
     max_queue: int = 256
@@ -127,6 +131,7 @@ class Settings(Section):
     database_url: str | None = None  # None: SQLite in the data directory
     engines: tuple[Engine, ...] = ()
     receive: Receive = Receive()
+    adapters: Adapters = Adapters()
     upstream: Upstream = Upstream()
     admission: Admission = Admission()
     health: Health = Health()

@@ -25,8 +25,18 @@ import click
 def serve(config: Path | None, **flags: Any) -> None:
     """Run the gateway alone until SIGTERM or Ctrl-C, in front of engines that already run."""
     from gateway import server, settings
+    from gateway.local.locks import hold
+    from gateway.local.places import Places
 
-    raise SystemExit(server.run(settings.load(os.environ, file=config, flags=as_settings(**flags))))
+    loaded = settings.load(os.environ, file=config, flags=as_settings(**flags))
+    places = Places(loaded.data_dir)
+    places.prepare()
+    taken = (
+        f"loragate already runs here (process {{pid}}) with the data directory {places.data}. "
+        "Stop it first, or give this one another --data-dir."
+    )
+    with hold(places.lock, taken):
+        raise SystemExit(server.run(loaded))
 
 
 def as_settings(

@@ -16,6 +16,7 @@ from gateway.local.places import Places
 
 # Flags that carry what the gateway relies on; everything else after `--` goes to vLLM, and there the last one wins.
 OWNED = ("--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--root-path", "--enable-lora")
+MAX_LORA_RANK = 16  # vLLM's own default
 OWNED_PREFIXES = ("--ssl-", "--no-enable-lora")
 # What a child may know of the caller's environment. No token, cloud credential or setting of ours is among them.
 ALLOWED = frozenset(
@@ -66,12 +67,24 @@ def launch(
     need_flags(flags)
     argv = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(link)]
     argv += ["--served-model-name", model.id, "--host", "127.0.0.1", "--port", str(port)]
-    argv += ["--enable-lora", "--max-loras", "4", "--max-lora-rank", "16"]
+    argv += ["--enable-lora", "--max-loras", "4", "--max-lora-rank", str(MAX_LORA_RANK)]
     if not hardware.gpus:
         argv += ["--dtype", "bfloat16", "--enforce-eager"]
     env = child_environ(environ, places, hardware, demo=model.demo)
     env["VLLM_API_KEY"] = api_key
     return Launch((*argv, *flags), env, places.data, f"http://127.0.0.1:{port}", port, model.id, api_key)
+
+
+def max_lora_rank(flags: Sequence[str]) -> int:
+    """The largest rank that an engine started with `flags` takes; CannotStart where it is no number."""
+    rank = str(MAX_LORA_RANK)
+    for flag, following in zip(flags, (*flags[1:], ""), strict=False):  # no flags: nothing to pair
+        name, _, value = flag.partition("=")
+        if name == "--max-lora-rank":
+            rank = value or following
+    if not rank.isdigit():
+        raise CannotStart("--max-lora-rank takes a number, such as --max-lora-rank 64.")
+    return int(rank)
 
 
 def child_environ(environ: Mapping[str, str], places: Places, hardware: Hardware, *, demo: bool) -> dict[str, str]:
@@ -82,6 +95,7 @@ def child_environ(environ: Mapping[str, str], places: Places, hardware: Hardware
         cache = 1 if demo else min(max(hardware.memory // GIB // 4, 1), 32)
         env.setdefault("VLLM_CPU_KVCACHE_SPACE", str(cache))
         env.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    env.setdefault("VLLM_MAX_STOP_STRINGS", "16")  # as many as the gateway lets through (settings.caps.stop)
     plugins = [name for name in env.get("VLLM_PLUGINS", "").split(",") if name and name != "lora_filesystem_resolver"]
     env["VLLM_PLUGINS"] = ",".join(("lora_filesystem_resolver", *plugins))
     env["VLLM_LORA_RESOLVER_CACHE_DIR"] = str(places.adapters)

@@ -20,7 +20,7 @@ from gateway.local.errors import CannotStart
 from gateway.local.models import Model
 from gateway.local.pins import kinds
 from gateway.local.places import Places
-from gateway.settings import Engine, Settings
+from gateway.settings import Adapters, Engine, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,9 @@ async def make(
         flags=options.vllm_flags,
     )
     local = Engine(url=launch.url, api_key=SecretStr(launch.api_key))
-    return Plan(options.settings.model_copy(update={"engines": (local,)}), launch, chosen.demo)
+    adapters = Adapters(max_lora_rank=engine.max_lora_rank(options.vllm_flags))
+    settings = options.settings.model_copy(update={"engines": (local,), "adapters": adapters})
+    return Plan(settings, launch, chosen.demo)
 
 
 def _kind(machine: hardware.Hardware, *, own: bool) -> str:

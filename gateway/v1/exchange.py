@@ -30,6 +30,9 @@ STATUS = {
 }  # fmt: skip
 
 
+PING_S = 15.0  # between comments in a stream that is silent
+
+
 class ClientGone(Exception):
     """The caller's connection is gone: nobody reads the answer."""
 
@@ -48,9 +51,26 @@ class Client(Protocol):
 
 class Exchange:
     __slots__ = (
-        "answer_headers", "body", "call", "client", "dialect", "ended", "fault", "fault_detail", "flow", "headers",
-        "held", "last_write", "meter", "parts", "proxy", "received", "request_id", "start_stream", "started", "status",
-        "streamed",
+        "answer_headers",
+        "body",
+        "call",
+        "client",
+        "dialect",
+        "ended",
+        "fault",
+        "fault_detail",
+        "flow",
+        "headers",
+        "held",
+        "last_write",
+        "meter",
+        "parts",
+        "proxy",
+        "received",
+        "request_id",
+        "started",
+        "status",
+        "stream",
     )  # fmt: skip
 
     def __init__(
@@ -79,8 +99,7 @@ class Exchange:
         self.ended = False
         self.fault: Fault | None = None
         self.fault_detail = ""
-        self.start_stream = False  # resume at the first byte of a 200: it will be passed through
-        self.streamed = 0
+        self.stream = False  # the caller wants a stream: resume at the first byte of a 200
 
     def begin(self) -> None:
         self.flow = Flow(self.proxy.answer(self))
@@ -98,7 +117,7 @@ class Exchange:
             return
         self.parts.append(data)
         self.held += len(data)
-        if self.status == 200 and (self.start_stream or self.held > self.proxy.hold_bytes):
+        if self.status == 200 and (self.stream or self.held > self.proxy.hold_bytes):
             self.flow.resume()
         elif self.held > self.proxy.hold_bytes and self.call is not None:
             self.call.cancel()  # an error page of that size says nothing more
@@ -126,6 +145,12 @@ class Exchange:
         if self.call is not None:
             self.call.resume()
 
+    def sweep(self, now: float) -> None:
+        """A comment now and then: what stands between us and the caller may cut a silent stream after a minute."""
+        if self.meter is not None and self.stream and now - self.last_write > PING_S:
+            self.last_write = now
+            self.client.write(self._framed(b": ping\n\n"))
+
     def terminate(self, error: ServiceError) -> None:
         """End it now with `error`: shutting down, or the caller reads nothing."""
         self.flow.throw(error)
@@ -134,10 +159,10 @@ class Exchange:
 
     @property
     def settled(self) -> bool:
-        """The answer is whole, broken, too large to hold, or (start_stream) its first bytes are there."""
+        """The answer is whole, broken, too large to hold, or a stream whose first bytes are there."""
         if self.ended or self.fault is not None:
             return True
-        return self.held > (0 if self.start_stream and self.status == 200 else self.proxy.hold_bytes)
+        return self.held > (0 if self.stream and self.status == 200 else self.proxy.hold_bytes)
 
     async def passed_through(self) -> None:
         """Until the engine's answer has ended, or the meter has seen all that may be shown."""
@@ -174,7 +199,6 @@ class Exchange:
         first = meter.feed(b"".join(self.parts))
         self.parts = []
         client.write(head + self._framed(first) if first else head)
-        self.streamed = len(first)
 
     def _pass_on(self, data: bytes) -> None:
         meter = self.meter
@@ -185,7 +209,6 @@ class Exchange:
             now = proxy.clock()
             proxy.metrics.inter_token.observe(now - self.last_write)
             self.last_write = now
-            self.streamed += len(out)
             self.client.write(b"%x\r\n%b\r\n" % (len(out), out) if self.client.chunked else out)
         if meter.stopped:
             self.flow.resume()

@@ -198,7 +198,7 @@ class Proxy:
         return replica
 
     def _send(self, x: Exchange, work: Work, replica: Replica, body: bytes, stream: bool) -> None:
-        x.start_stream = stream
+        x.stream = stream
         work.replica = replica
         replica.outstanding += 1
         x.call = replica.upstream.post(x.dialect.path, body, x, x.request_id.decode())
@@ -217,7 +217,7 @@ class Proxy:
             return _fault_error(x.fault)
         status = x.status
         if status == 200:
-            wanted = b"text/event-stream" if x.start_stream else b"application/json"
+            wanted = b"text/event-stream" if x.stream else b"application/json"
             if x.header(b"content-type").startswith(wanted):
                 return None
             self._blame(replica, "protocol", "unexpected content type")

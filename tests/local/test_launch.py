@@ -73,6 +73,7 @@ def test_the_environment_is_ours_and_little_of_the_callers(places: Places) -> No
         "VLLM_LORA_RESOLVER_CACHE_DIR": str(places.adapters),
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_MAX_STOP_STRINGS": "16",
         "VLLM_API_KEY": "engine-secret",
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
@@ -97,3 +98,11 @@ def test_flags_for_vllm_come_last_so_that_they_win(places: Places) -> None:
 def test_flags_that_the_gateway_relies_on_are_refused(places: Places, flag: str) -> None:
     with pytest.raises(CannotStart, match="cannot be given to vLLM"):
         launch(places, CPU, None, True, flag)
+
+
+def test_the_rank_that_the_engine_takes_is_the_rank_that_adapters_may_have() -> None:
+    assert engine.max_lora_rank(()) == 16
+    assert engine.max_lora_rank(("--max-loras", "8", "--max-lora-rank", "64")) == 64
+    assert engine.max_lora_rank(("--max-lora-rank=32",)) == 32
+    with pytest.raises(CannotStart, match="takes a number"):
+        engine.max_lora_rank(("--max-lora-rank",))

@@ -114,7 +114,8 @@ def test_a_clock_that_steps_back_refills_nothing_and_breaks_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, b"0ms"), (0.0201, b"21ms"), (1, b"1s"), (59.2, b"1m0s"), (360, b"6m0s"), (3723, b"1h2m3s")]
+    ("seconds", "text"),
+    [(0, b"0ms"), (0.0201, b"21ms"), (1, b"1s"), (59.2, b"1m0s"), (360, b"6m0s"), (3723, b"1h2m3s")],
 )
 def test_spans_are_written_as_openai_writes_them(seconds: float, text: bytes) -> None:
     assert duration(seconds) == text
@@ -122,9 +123,7 @@ def test_spans_are_written_as_openai_writes_them(seconds: float, text: bytes) ->
 
 
 @given(
-    st.lists(
-        st.tuples(st.floats(0, 5), st.integers(1, 300), st.floats(0, 1.5), st.booleans()), min_size=1, max_size=60
-    )
+    st.lists(st.tuples(st.floats(0, 5), st.integers(1, 300), st.floats(0, 1.5), st.booleans()), min_size=1, max_size=60)
 )
 def test_no_order_of_events_passes_the_budget(steps: list[tuple[float, int, float, bool]]) -> None:
     """Against a plain model: reservations at any moment never exceed what a full bucket plus refill allows."""
