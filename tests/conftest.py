@@ -1,14 +1,29 @@
-"""Fixtures for every room: the fake engine, and the check that a test leaves no asyncio task behind."""
+"""Fixtures for every room: the fake engine, both databases, and the check that a test leaves no task behind."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
+import hypothesis
 import pytest
 
+from tests import databases
+from tests.databases import Postgres
 from tests.fake_vllm import FakeVLLM
+
+# Hypothesis would measure 200 ms per example by the clock; a machine under load proves nothing.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """For `-n auto`: one more process than processors, because tests of servers also wait."""
+    return min((os.cpu_count() or 1) + 1, 9)
 
 
 @pytest.fixture
@@ -16,6 +31,27 @@ async def engine() -> AsyncIterator[FakeVLLM]:
     """One running fake engine that serves `demo-base`."""
     async with FakeVLLM() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A private PostgreSQL, where its programs are installed."""
+    binaries = databases.postgres_binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL's server is not installed here: the SQL is tried on SQLite only")
+    with databases.postgres(binaries) as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The address of an empty database with the newest schema; the test runs once on each kind."""
+    if request.param == "sqlite":
+        yield databases.sqlite(tmp_path / "loragate.db")
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    with server.database() as url:
+        yield url
 
 
 @pytest.fixture

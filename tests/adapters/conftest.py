@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from adapters.engine import EngineClient, open_http
 from adapters.reconcile import Reconciler
 from adapters.service import AdapterService
 from adapters.shelf import Shelf
+from tests import databases
 from tests.fake_vllm import FakeVLLM
 
 
@@ -55,23 +54,9 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database with the newest schema: copied, so that migrations run once and not per test."""
-    path = tmp_path_factory.mktemp("migrated") / "loragate.db"
-    opened = Database.open(f"sqlite:///{path}")
-    opened.migrate()
-    opened.close()
-    return path
-
-
 @pytest.fixture
-def db(tmp_path: Path, migrated: Path) -> Iterator[Database]:
-    path = tmp_path / "data" / "loragate.db"
-    path.parent.mkdir()
-    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-    shutil.copyfile(migrated, path)
-    opened = Database.open(f"sqlite:///{path}")
+def db(tmp_path: Path) -> Iterator[Database]:
+    opened = Database.open(databases.sqlite(tmp_path / "data" / "loragate.db"))
     yield opened
     opened.close()
 

@@ -6,7 +6,9 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -15,6 +17,7 @@ from adapters import migrate, revision, store
 from adapters.db import Database
 from adapters.errors import DatabaseUnusable, RegistryBusy, StorageFull
 from adapters.schema import metadata
+from tests.databases import Postgres
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -22,6 +25,34 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "data" / "loragate.db"
+
+
+@pytest.fixture
+def either(database_url: str) -> Iterator[Database]:
+    """SQLite, then PostgreSQL; `db` is always SQLite."""
+    opened = Database.open(database_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def nothing_url(request: pytest.FixtureRequest, path: Path) -> Iterator[str]:
+    """The address of a database with nothing in it, of each kind."""
+    if request.param == "sqlite":
+        path.parent.mkdir()
+        yield f"sqlite:///{path}"
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    with server.database(migrated=False) as url:
+        yield url
+
+
+def _do(url: str, *statements: str) -> list[Any]:
+    """Statements as another program would make them; the rows of the last."""
+    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"), poolclass=sa.NullPool)
+    with engine.begin() as conn:
+        results = [conn.exec_driver_sql(statement) for statement in statements]
+        return list(results[-1]) if results[-1].returns_rows else []
 
 
 def _child(code: str, *argv: str) -> subprocess.Popen[str]:
@@ -48,19 +79,23 @@ def test_a_new_database_is_for_its_owner_alone(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_failed_write_leaves_nothing(db: Database) -> None:
+async def test_a_failed_write_leaves_nothing(either: Database) -> None:
     def broken(conn: sa.Connection) -> None:
         revision.bump(conn)
         raise ValueError("after the first statement")
 
     with pytest.raises(ValueError, match="after the first"):
-        await db.write(broken)
-    assert await db.read(revision.current) == 0
+        await either.write(broken)
+    assert await either.read(revision.current) == 0
 
 
-async def test_fifty_writers_lose_no_update(db: Database) -> None:
-    await asyncio.gather(*(db.write(revision.bump) for _ in range(50)))
-    assert await db.read(revision.current) == 50
+async def test_fifty_writers_of_two_processes_lose_no_update(either: Database, database_url: str) -> None:
+    other = Database.open(database_url)  # with a writer thread and connections of its own, like another process
+    try:
+        await asyncio.gather(*(each.write(revision.bump) for _ in range(25) for each in (either, other)))
+    finally:
+        other.close()
+    assert await either.read(revision.current) == 50
 
 
 async def test_a_lock_held_by_another_process_is_registry_busy(db: Database, path: Path) -> None:
@@ -99,7 +134,7 @@ def test_head_is_the_newest_migration() -> None:
     assert ScriptDirectory.from_config(config).get_heads() == [migrate.HEAD]
 
 
-async def test_migrations_make_the_tables_that_the_code_declares(db: Database) -> None:
+async def test_migrations_make_the_tables_that_the_code_declares(either: Database) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
@@ -111,42 +146,49 @@ async def test_migrations_make_the_tables_that_the_code_declares(db: Database) -
         return list(compare_metadata(context, metadata))
 
     assert {store.adapters.name, revision.revision.name} <= set(metadata.tables)
-    assert await db.read(differences) == []
+    assert await either.read(differences) == []
 
 
-def test_a_second_start_does_not_import_alembic(db: Database, path: Path) -> None:
+def test_a_second_start_does_not_import_alembic(database_url: str) -> None:
     code = (
         "import sys; from adapters.db import Database; db = Database.open(sys.argv[1]); db.migrate(); db.close();"
         "sys.exit(any(m.startswith('alembic') for m in sys.modules))"
     )
-    child = _child(code, f"sqlite:///{path}")
+    child = _child(code, database_url)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 0, err
 
 
-def test_five_processes_migrate_at_once_and_all_start(path: Path) -> None:
-    code = (
-        "import sys; from adapters.db import Database; import alembic.command; print('up', flush=True);"
-        "sys.stdin.readline(); db = Database.open(sys.argv[1]); db.migrate(); db.close()"
-    )
-    children = [_child(code, f"sqlite:///{path}") for _ in range(5)]
-    for child in children:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "up\n"
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    ends = [(child.communicate(timeout=60)[1], child.returncode) for child in children]
-    assert [code for _, code in ends] == [0] * 5, ends
-    with sqlite3.connect(path) as check:
-        rows = check.execute("SELECT version_num FROM alembic_version").fetchall()
-    check.close()
-    assert rows == [(migrate.HEAD,)]
+FIVE = """
+import os, sys
+from adapters.db import Database
+import alembic.command  # once, before the fork: five imports took ten times as long as five migrations
+
+start, go = os.pipe()
+pids = []
+for _ in range(5):
+    pids.append(os.fork())
+    if pids[-1] == 0:
+        os.close(go)
+        os.read(start, 1)  # returns when the parent lets go
+        db = Database.open(sys.argv[1])
+        db.migrate()
+        db.close()
+        os._exit(0)
+os.close(go)
+sys.exit(any([os.waitpid(pid, 0)[1] for pid in pids]))
+"""
 
 
-def _refusal(path: Path) -> str:
-    again = Database.open(f"sqlite:///{path}")
+def test_five_processes_migrate_at_once_and_all_start(nothing_url: str) -> None:
+    child = _child(FIVE, nothing_url)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 0, err
+    assert _do(nothing_url, "SELECT version_num FROM alembic_version") == [(migrate.HEAD,)]
+
+
+def _refusal(url: str) -> str:
+    again = Database.open(url)
     try:
         with pytest.raises(DatabaseUnusable) as caught:
             again.migrate()
@@ -155,22 +197,15 @@ def _refusal(path: Path) -> str:
     return caught.value.message
 
 
-def test_a_newer_schema_is_refused_and_kept(db: Database, path: Path) -> None:
-    with sqlite3.connect(path) as other:
-        other.execute("UPDATE alembic_version SET version_num = '9999'")
-    other.close()
-    assert "newer loragate" in _refusal(path)
-    with sqlite3.connect(path) as check:
-        assert check.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999",)]
-    check.close()
+def test_a_newer_schema_is_refused_and_kept(database_url: str) -> None:
+    _do(database_url, "UPDATE alembic_version SET version_num = '9999'")
+    assert "newer loragate" in _refusal(database_url)
+    assert _do(database_url, "SELECT version_num FROM alembic_version") == [("9999",)]
 
 
-def test_another_programs_database_is_refused(path: Path) -> None:
-    path.parent.mkdir()
-    with sqlite3.connect(path) as other:
-        other.execute("CREATE TABLE theirs (x)")
-    other.close()
-    assert "another program" in _refusal(path)
+def test_another_programs_database_is_refused(nothing_url: str) -> None:
+    _do(nothing_url, "CREATE TABLE theirs (x integer)")
+    assert "another program" in _refusal(nothing_url)
 
 
 @pytest.mark.parametrize("how", ["not a database", "flipped page"])
@@ -184,7 +219,7 @@ def test_a_damaged_file_is_refused_and_kept(path: Path, how: str) -> None:
     else:
         content[4096:8192] = bytes(255 - byte for byte in content[4096:8192])
     path.write_bytes(content)
-    assert "damaged" in _refusal(path)
+    assert "damaged" in _refusal(f"sqlite:///{path}")
     assert path.read_bytes() == bytes(content)
 
 

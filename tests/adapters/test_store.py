@@ -1,12 +1,10 @@
-"""The room's SQL, on SQLite always and on PostgreSQL where LORAGATE_TEST_POSTGRES_URL names an empty database."""
+"""The room's SQL, on both databases."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -14,36 +12,15 @@ import sqlalchemy as sa
 from adapters import revision, store
 from adapters.db import Database
 from adapters.errors import Conflict, NotFound
-from adapters.schema import metadata
 from adapters.store import Wish
 from adapters.types import Served, Version, VersionState
 
-POSTGRES = os.environ.get("LORAGATE_TEST_POSTGRES_URL")
 
-
-BACKENDS = ["sqlite"] if POSTGRES is None else ["sqlite", "postgresql"]
-
-
-@pytest.mark.skipif(POSTGRES is None, reason="LORAGATE_TEST_POSTGRES_URL is not set: the SQL is tried on SQLite only")
-def test_postgresql_is_tried_too() -> None:
-    assert "postgresql" in BACKENDS
-
-
-@pytest.fixture(params=BACKENDS)
-def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    opened = Database.open(f"sqlite:///{tmp_path / 'loragate.db'}" if request.param == "sqlite" else str(POSTGRES))
-    opened.migrate()
+@pytest.fixture
+def db(database_url: str) -> Iterator[Database]:
+    opened = Database.open(database_url)
     yield opened
-    if request.param == "postgresql":
-        asyncio.run(opened.write(_drop))
     opened.close()
-
-
-def _drop(conn: sa.Connection) -> None:
-    present = sa.MetaData()
-    present.reflect(conn)
-    ours = {*metadata.tables, "alembic_version", "api_keys", "usage_daily"}
-    present.drop_all(conn, [table for table in present.sorted_tables if table.name in ours])
 
 
 def _version(name: str, number: int, base: str | None = "demo-base") -> Version:

@@ -24,6 +24,7 @@ from gateway import store
 from gateway.admin.app import AdminServices, create_admin
 from gateway.keys import Grant, Issued, Key, KeyService
 from gateway.usage import UsageRecorder, UsageService
+from tests import databases
 
 
 @dataclass
@@ -69,9 +70,8 @@ async def admin_room(home: Path) -> AsyncIterator[AdminRoom]:
     """Open everything in `home`, serve it, close it in reverse."""
     live: dict[str, Key] = {}
     async with contextlib.AsyncExitStack() as stack:
-        db = Database.open(f"sqlite:///{home / 'loragate.db'}")
+        db = Database.open(databases.sqlite(home / "loragate.db"))
         stack.callback(db.close)
-        db.migrate()
 
         async def refresh() -> None:
             now = await db.read(lambda conn: {key.id: key for key in store.live_keys(conn, time.time())})

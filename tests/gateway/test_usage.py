@@ -22,10 +22,9 @@ DAY = "2027-01-15"
 
 
 @pytest.fixture
-async def db(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = Database.open(f"sqlite:///{tmp_path / 'loragate.db'}")
+async def db(database_url: str) -> AsyncIterator[Database]:
+    opened = Database.open(database_url)
     try:
-        opened.migrate()
         yield opened
     finally:
         opened.close()
