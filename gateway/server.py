@@ -227,6 +227,9 @@ def listen(host: str, port: int, flag: str) -> socket.socket:
         reason = exc.strerror or str(exc)
         raise ListenError(f"Cannot listen on {host} port {port}: {reason}. Choose another place with {flag}.") from None
     sock.setblocking(False)
+    # Accepted sockets inherit it. uvloop sets it by itself; asyncio does not on sockets made without a protocol
+    # number, and then every answer in two writes waits 40 ms for a delayed ACK.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
 
