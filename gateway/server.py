@@ -110,7 +110,10 @@ async def serve(
 
 
 def _servers(gateway: Gateway, sockets: list[socket.socket]) -> list[tuple[Server, socket.socket]]:
-    public = functools.partial(Connection, plane=gateway.routes, bounds=gateway.settings.receive)
+    # Half of the file descriptors for callers: the other half must do for engines, the database and the admin port.
+    bounds = gateway.settings.receive
+    bounds = bounds.model_copy(update={"max_connections": min(bounds.max_connections, _file_limit() // 2)})
+    public = functools.partial(Connection, plane=gateway.routes, bounds=bounds)
     apps = [(gateway.public_app, public), (gateway.admin_app, "httptools"), (gateway.metrics_app, "httptools")]
     servers = []
     for (app, protocol), sock in zip(apps, sockets, strict=False):
@@ -244,6 +247,20 @@ def _address_file(settings: Settings, port: int) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+def _file_limit() -> int:
+    """How many files this process may open, raised to what the system allows."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 1024
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS names a hard limit that it does not allow
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return soft if soft > 0 else 2**20
 
 
 def _check_admin_host(settings: Settings) -> None:
