@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from adapters.errors import EngineError
+from adapters.http import httpx
 from adapters.names import is_engine_name
 
 PROBE_TIMEOUT_S = 5.0
@@ -36,11 +35,6 @@ class EngineUnreachable(EngineError):
     """No answer at all: refused, reset, not connected in time."""
 
     code = "engine_unreachable"
-
-
-def open_http() -> httpx.AsyncClient:
-    """The control plane's HTTP client: no proxies from the environment, no redirects. The caller closes it."""
-    return httpx.AsyncClient(trust_env=False, follow_redirects=False, limits=httpx.Limits(max_connections=64))
 
 
 class EngineClient:

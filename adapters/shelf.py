@@ -45,8 +45,7 @@ class Shelf:
 
     def holds(self, engine_name: str) -> bool:
         """Whether both files of a version are there."""
-        folder = self.path(engine_name)
-        return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+        return _whole(str(self.path(engine_name)))
 
     def remove(self, engine_name: str) -> None:
         """Delete the files of a version; nothing happens where there are none."""
@@ -62,7 +61,8 @@ class Shelf:
 
     def missing(self, engine_names: Collection[str]) -> frozenset[str]:
         """Which of `engine_names` lack their files."""
-        return frozenset(name for name in engine_names if not self.holds(name))
+        root = str(self.root)
+        return frozenset(name for name in engine_names if not _whole(f"{root}/{name}"))
 
     def sweep(self, known: Collection[str], is_known: Callable[[str], bool]) -> tuple[str, ...]:
         """Delete what a crash left: unfinished drafts, and finished folders that no row names. Returns their names.
@@ -144,6 +144,11 @@ class Draft:
         shutil.rmtree(self._folder, ignore_errors=True)  # gone already where it was placed
         for lock in self._locks:
             os.close(lock)
+
+
+def _whole(folder: str) -> bool:
+    # Strings, not Paths: a start asks for 10,000, and it halves their time.
+    return os.path.isfile(f"{folder}/{CONFIG}") and os.path.isfile(f"{folder}/{WEIGHTS}")
 
 
 def _lock(folder: Path) -> int:

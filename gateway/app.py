@@ -18,7 +18,8 @@ from typing import Any
 from fastapi import FastAPI
 
 from adapters.db import Database
-from adapters.engine import EngineClient, open_http
+from adapters.engine import EngineClient
+from adapters.http import open_http
 from adapters.reconcile import Reconciler
 from adapters.service import AdapterService
 from adapters.shelf import Shelf
@@ -73,8 +74,9 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
         recorder = UsageRecorder(db, clock=wall, flush_s=settings.usage.flush_s, max_pending=settings.usage.max_pending)
         await stack.enter_async_context(recorder)
 
-        fleet = await _open_fleet(settings, loop, stack)
-        http = await stack.enter_async_context(open_http())
+        trust = ssl.create_default_context() if any(e.url.startswith("https:") for e in settings.engines) else None
+        fleet = _open_fleet(settings, trust, loop, stack)
+        http = await stack.enter_async_context(open_http(trust))
         loader = Loader(fleet, metrics, clock)
         stack.push_async_callback(loader.close)
         reconciler = Reconciler(db, _engine_clients(settings, http), clock=clock, on_change=loader.on_change)
@@ -152,7 +154,9 @@ async def _open_database(settings: Settings, stack: AsyncExitStack) -> Database:
     return db
 
 
-async def _open_fleet(settings: Settings, loop: asyncio.AbstractEventLoop, stack: AsyncExitStack) -> Fleet:
+def _open_fleet(
+    settings: Settings, trust: ssl.SSLContext | None, loop: asyncio.AbstractEventLoop, stack: AsyncExitStack
+) -> Fleet:
     given = settings.upstream
     config = UpstreamConfig(
         connect_timeout_s=given.connect_timeout_s,
@@ -161,7 +165,6 @@ async def _open_fleet(settings: Settings, loop: asyncio.AbstractEventLoop, stack
         keepalive_s=given.keepalive_s,
         max_connections=given.max_connections,
     )
-    trust = ssl.create_default_context() if any(e.url.startswith("https:") for e in settings.engines) else None
     replicas = []
     for engine in settings.engines:
         api_key = engine.api_key.get_secret_value() if engine.api_key is not None else None

@@ -21,7 +21,7 @@ from typing import Any
 import uvicorn
 
 from adapters.errors import InvalidRequest, ServiceError
-from gateway import logs
+from gateway import heap, logs
 from gateway.app import Gateway, open_gateway
 from gateway.errors import ShuttingDown
 from gateway.protocol import Connection
@@ -64,8 +64,12 @@ def run(settings: Settings) -> int:
     """`loragate serve`: until a signal; the process's exit code."""
     logs.start(settings.log.level)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(serve(settings))
+        runner.run(serve(settings, on_started=_settled))
     return 0
+
+
+async def _settled(_: Started) -> None:
+    heap.settle()
 
 
 async def serve(

@@ -24,6 +24,9 @@ import click
 @click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Database, keys, adapters.")
 def serve(config: Path | None, **flags: Any) -> None:
     """Run the gateway alone until SIGTERM or Ctrl-C, in front of engines that already run."""
+    from gateway import heap
+
+    heap.hold()
     from gateway import server, settings
     from gateway.local.locks import hold
     from gateway.local.places import Places

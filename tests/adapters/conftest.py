@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from adapters.db import Database
-from adapters.engine import EngineClient, open_http
+from adapters.engine import EngineClient
+from adapters.http import open_http
 from adapters.reconcile import Reconciler
 from adapters.service import AdapterService
 from adapters.shelf import Shelf

@@ -8,8 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from adapters.engine import EngineClient, EngineModel, EngineUnreachable, open_http
+from adapters.engine import EngineClient, EngineModel, EngineUnreachable
 from adapters.errors import EngineError
+from adapters.http import open_http
 from tests.fake_adapters import write_adapter
 from tests.fake_vllm import FakeVLLM, Fault
 
