@@ -120,7 +120,6 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
         health = Health(proxy, lambda: refresher.trouble)
         status = Status(settings, proxy, health, adapters, recorder, wall, engine_states)
         _connect_gauges(metrics, proxy, status)
-        new_id = proxy.new_request_id
         services = AdminServices(
             keys=keys,
             adapters=adapters,
@@ -130,7 +129,7 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
             ready=health.ready,
             metrics=metrics.render,
             clock=wall,
-            new_id=lambda: new_id().decode(),
+            new_id=lambda: proxy.new_request_id().decode(),
         )
         yield Gateway(
             settings=settings,
