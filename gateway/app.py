@@ -86,9 +86,7 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
             settings,
             fleet,
             Ledger(),
-            Admission(
-                settings.admission.max_in_flight, settings.admission.max_queue, settings.admission.queue_timeout_s, loop
-            ),
+            _open_admission(settings, loop),
             metrics,
             recorder.record,
             loader.ensure,
@@ -171,6 +169,11 @@ def _open_fleet(
         stack.push_async_callback(upstream.aclose)
         replicas.append(Replica(engine.url, upstream))
     return Fleet(replicas, settings.health)
+
+
+def _open_admission(settings: Settings, loop: asyncio.AbstractEventLoop) -> Admission:
+    given = settings.admission
+    return Admission(given.max_in_flight, given.max_queue, given.queue_timeout_s, loop)
 
 
 def _engine_clients(settings: Settings, http: Any) -> list[EngineClient]:

@@ -10,6 +10,8 @@ import orjson
 
 
 class JsonFormatter(logging.Formatter):
+    """One JSON object a line; `extra={"fields": {...}}` adds members of its own."""
+
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
@@ -17,6 +19,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        line.update(getattr(record, "fields", {}))
         if record.exc_info:
             # Frames without locals: a local may hold a prompt or a key.
             line["traceback"] = self.formatException(record.exc_info)

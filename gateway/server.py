@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import ipaddress
+import logging
 import signal
 import socket
 import sys
@@ -26,6 +27,8 @@ from gateway.app import Gateway, open_gateway
 from gateway.errors import ShuttingDown
 from gateway.protocol import Connection
 from gateway.settings import Settings
+
+log = logging.getLogger("loragate.server")
 
 SWEEP_S = 0.25
 SWITCH_S = 0.0005  # a database thread gives way after 0.5 ms, not Python's 5: that is what streams would wait
@@ -96,6 +99,7 @@ async def serve(
             try:
                 await _until(lambda: all(server.started for server, _ in servers), running)
                 public_port, admin_port = (sock.getsockname()[1] for sock in sockets[:2])
+                log.info("listening on %s:%d, admin on port %d", settings.public.host, public_port, admin_port)
                 with _address_file(settings, admin_port):
                     if on_started is not None:
                         await on_started(Started(gateway, public_port, admin_port, lambda: _connections(servers[0][0])))
@@ -155,6 +159,7 @@ async def _sweep(gateway: Gateway, public: Server) -> None:
 async def _drain(gateway: Gateway, public: Server, running: asyncio.Task[None], hurry: asyncio.Event) -> None:
     """Readiness off, wait, accept no more, let answers end, tell those that did not, close."""
     drain = gateway.settings.drain
+    log.info("stopping: %d requests in flight", gateway.proxy.admission.in_flight)
     gateway.health.draining = True
     await _first(hurry.wait(), asyncio.sleep(drain.delay_s))
     public.should_exit = True  # closes the listener and what is idle, lets the rest finish

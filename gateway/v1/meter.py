@@ -97,11 +97,6 @@ class StreamMeter:
     def oversized(self) -> bool:
         return self.fault == "oversized_event"
 
-    @staticmethod
-    def boundary() -> bytes:
-        """What our own event needs before it: nothing, since only whole events were passed on."""
-        return b""
-
     def _assemble(self, data: bytes) -> bytes:
         """Bytes that are not exactly one event: several, or parts. An event ends with an empty line (LF or CR LF)."""
         buffer = self._pending

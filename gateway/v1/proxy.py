@@ -227,6 +227,7 @@ class Proxy:
         if status == 429 or status == 503:
             return _Elsewhere("overloaded")
         if 400 <= status < 500:
+            self.fleet.succeeded(replica)  # it answers: the mistake is the caller's
             target = _target(work)
             error = wire.from_engine_error(status, b"".join(x.parts), target.answer_name, target.engine_name)
             if isinstance(error, ModelLoading):
@@ -315,7 +316,7 @@ class Proxy:
         elif isinstance(x.meter, StreamMeter):
             if isinstance(error, ShuttingDown):
                 add(self.metrics.stream_terminated, "shutdown")
-            x.end_passing(x.meter.boundary() + x.dialect.error_event(error))
+            x.end_passing(x.dialect.error_event(error))  # only whole events went out before it
         else:
             x.client.abort()
 
@@ -330,7 +331,10 @@ class Proxy:
         metrics, key, target = self.metrics, work.key, work.target
         name = target.name if target is not None else NO_MODEL
         metrics.requests.add((x.dialect.name, name, work.code))
-        metrics.request_seconds.observe(self.clock() - x.received)
+        seconds = self.clock() - x.received
+        metrics.request_seconds.observe(seconds)
+        if self.settings.log.requests:
+            self._log(x, work, seconds)
         if work.reservation is None or key is None or target is None:
             return
         if not work.sent:
@@ -341,6 +345,20 @@ class Proxy:
         self._record_usage(key.id, name, prompt, completion)
         metrics.tokens.add((name, "prompt"), prompt)
         metrics.tokens.add((name, "completion"), completion)
+
+    def _log(self, x: Exchange, work: Work, seconds: float) -> None:
+        """One line per request, where the operator asked for it: who and what, never a key or a prompt."""
+        target = work.target
+        fields = {
+            "request_id": x.request_id.decode(),
+            "route": x.dialect.name,
+            "key": work.key.id if work.key is not None else None,
+            "model": target.answer_name if target is not None else None,
+            "code": work.code,
+            "seconds": round(seconds, 4),
+            "usage": work.usage,
+        }
+        log.info("request", extra={"fields": fields})
 
     @staticmethod
     def _unknown_usage(work: Work) -> tuple[int, int]:

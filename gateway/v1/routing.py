@@ -6,6 +6,7 @@ learn is written here from outside. Must not know sockets, bodies or limits.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from enum import StrEnum
 
@@ -13,6 +14,8 @@ from gateway.errors import ModelNotFound
 from gateway.settings import Health
 from gateway.v1.snapshot import Key, Snapshot, Target
 from gateway.v1.upstream import Upstream
+
+log = logging.getLogger("loragate.routing")
 
 
 class ReplicaState(StrEnum):
@@ -86,12 +89,15 @@ class Fleet:
         pause = min(self._health.eject_s * replica.ejections, self._health.max_eject_s)
         replica.state, replica.ejected_until = ReplicaState.EJECTED, now + pause
         replica.reason = f"{replica.failures} failures in a row, the last: {reason}"
+        log.warning("engine %s gets no requests for %.0f s: %s", replica.url, pause, replica.reason)
 
     def probed(self, replica: Replica, reason: str | None, now: float) -> None:
         """What a probe on the data path found: None for an answer, else why not."""
         if reason is not None:
             if replica.state is not ReplicaState.EJECTED:
                 started = replica.state is not ReplicaState.STARTING
+                if replica.state is ReplicaState.READY:
+                    log.warning("engine %s does not answer: %s", replica.url, reason)
                 replica.state = ReplicaState.UNREACHABLE if started else ReplicaState.STARTING
             replica.reason = reason
             return
@@ -99,6 +105,7 @@ class Fleet:
             return  # others can do the work: let it rest
         if replica.state is not ReplicaState.READY:
             replica.state, replica.reason, replica.failures = ReplicaState.READY, "", 0
+            log.info("engine %s is ready", replica.url)
 
 
 def resolve(snapshot: Snapshot, key: Key, model: str) -> Target:

@@ -168,7 +168,9 @@ _WANTED = re.compile(r"(?:contains (?:at least )?|prompt length |Input length \(
 _PLAIN = re.compile(r"(?:[A-Za-z0-9 ,.;:()\[\]<>=+%_-]|`[\w.]{1,64}`|'[\w.]{1,64}'|\"[\w.]{1,64}\")+")
 _SUSPECT = re.compile(r"0x[0-9a-f]|\d+\.\d+\.\d+\.\d+|:\d|vllm|traceback|errno|localhost|\.py\b", re.IGNORECASE)
 # "…, got <the caller's value>" and "… (parameter=…, value=<the caller's value>)"
-_ECHO = re.compile(r"[,.;:]?\s+(?:but\s+)?got\b.*|\s*\((?:parameter|value|received)\b.*", re.IGNORECASE | re.DOTALL)
+_ECHO = re.compile(
+    r"(?:^|[,.;:]?\s+)(?:but\s+)?got\b.*|\s*\((?:parameter|value|received)\b.*", re.IGNORECASE | re.DOTALL
+)
 _NO_API = re.compile(r"does not support [\w ()]{1,40} API")
 _PARAM = re.compile(r"[A-Za-z_][\w.\[\]]{0,63}")
 _MAX_ENGINE_TEXT = 300

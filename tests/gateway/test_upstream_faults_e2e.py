@@ -169,7 +169,8 @@ async def test_the_table(engine: FakeVLLM, tmp_path: Path, stalls: bool) -> None
                         codes["502" if answer.status_code == 200 else str(answer.status_code)] += 1
                     where = (row.fault, row.script.get("status"), stream)
                     assert len(engine.inferences) - asked == len(row.paths), where
-                    assert replica.failures - failures == (len(row.paths) if kind else 0), where
+                    # An answer to the caller's own mistake shows that the engine is well: it starts anew at 0.
+                    assert replica.failures in ({failures + len(row.paths)} if kind else {failures, 0}), where
                     if kind is not None:
                         kinds[kind] += len(row.paths)
                     if stream and row.ended is not None:

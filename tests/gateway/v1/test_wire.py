@@ -313,3 +313,9 @@ def test_everything_that_a_real_engine_was_recorded_to_refuse() -> None:
         assert "tiny" not in error.message
         assert "<" not in error.message
         assert "Valid aliases" not in error.message
+
+
+def test_an_engines_text_that_begins_with_what_it_got_is_not_shown() -> None:
+    body = orjson.dumps({"error": {"message": "got prompt of the caller", "type": "BadRequestError", "code": 400}})
+    error = wire.from_engine_error(400, body, "m", "m")
+    assert "caller" not in error.message
