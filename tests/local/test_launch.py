@@ -69,6 +69,7 @@ def test_the_environment_is_ours_and_little_of_the_callers(places: Places) -> No
         "LC_ALL": "C.UTF-8",
         "VLLM_CPU_OMP_THREADS_BIND": "0-3",
         "VLLM_CPU_KVCACHE_SPACE": "1",
+        "OMP_NUM_THREADS": "1",
         "VLLM_PLUGINS": "lora_filesystem_resolver,mine",
         "VLLM_LORA_RESOLVER_CACHE_DIR": str(places.adapters),
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
@@ -82,6 +83,11 @@ def test_the_environment_is_ours_and_little_of_the_callers(places: Places) -> No
 
 def test_a_users_model_gets_a_quarter_of_the_memory_for_its_cache(places: Places) -> None:
     assert launch(places, CPU, None, False).env["VLLM_CPU_KVCACHE_SPACE"] == "4"
+
+
+def test_only_the_demo_is_held_to_one_thread(places: Places) -> None:
+    assert "OMP_NUM_THREADS" not in launch(places, CPU, None, False).env
+    assert launch(places, CPU, {"OMP_NUM_THREADS": "3"}).env["OMP_NUM_THREADS"] == "3"
 
 
 def test_the_engines_key_is_in_no_argument_and_no_repr(places: Places) -> None:
