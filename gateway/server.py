@@ -67,12 +67,19 @@ def run(settings: Settings) -> int:
     """`loragate serve`: until a signal; the process's exit code."""
     logs.start(settings.log.level)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(serve(settings, on_started=_settled))
+        runner.run(serve_and_settle(settings))
     return 0
 
 
-async def _settled(_: Started) -> None:
-    heap.settle()
+async def serve_and_settle(settings: Settings, *, on_started: OnStarted | None = None, **more: Any) -> None:
+    """`serve`, for a process that is there for nothing else: what exists once it listens is never collected."""
+
+    async def settled(started: Started) -> None:
+        heap.settle()
+        if on_started is not None:
+            await on_started(started)
+
+    await serve(settings, on_started=settled, **more)
 
 
 async def serve(

@@ -118,7 +118,7 @@ def _run(options: Options) -> None:
     from gateway import server  # here: `doctor` must work where the gateway itself does not
 
     around = Surroundings(
-        serve=server.serve,
+        serve=server.serve_and_settle,
         display=Display(sys.stderr, clock=time.monotonic),
         out=sys.stdout,
         environ=os.environ,
