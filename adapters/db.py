@@ -72,7 +72,7 @@ class Database:
 
     def migrate(self) -> None:
         """Bring the schema up to date (blocking; at start, before anything reads). DatabaseUnusable, RegistryBusy."""
-        if not self._transact(migrate.is_current, False):
+        if not self._transact(migrate.is_current, False) and not self._transact(migrate.made, True):
             self._transact(migrate.prepared(), True)
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
-"""Brings the schema to this program's: one cheap query when it is there already, Alembic only when it is not.
+"""Brings the schema to this program's: one cheap query when it is there already, Alembic only to change an old one.
 
-Alembic takes longer to import than the rest of a start, so it is imported where it is needed. Must not open
-connections of its own.
+Alembic is 0.1 s of a start and 12 MB for as long as the process lives, so it is imported where it is needed: a new
+SQLite file is made from fresh.sql, which a test holds equal to what the migrations make. Must not open connections
+of its own.
 """
 
 from __future__ import annotations
@@ -29,6 +30,18 @@ def is_current(conn: sa.Connection) -> bool:
                 "Restore it from a backup, or move it away to begin anew."
             )
     return _stamped(conn) == HEAD
+
+
+def made(conn: sa.Connection) -> bool:
+    """Give an empty SQLite file the whole schema; False where there is something to migrate, or no SQLite."""
+    if conn.dialect.name != "sqlite":
+        return False
+    stamped = _stamped(conn)
+    if stamped is None:
+        for statement in (_MIGRATIONS / "fresh.sql").read_text(encoding="utf-8").split(";\n"):
+            if statement.strip():
+                conn.exec_driver_sql(statement)
+    return stamped in (None, HEAD)  # HEAD: another process was first
 
 
 def prepared() -> Callable[[sa.Connection], None]:

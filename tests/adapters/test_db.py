@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 import subprocess
 import sys
@@ -147,6 +148,30 @@ async def test_migrations_make_the_tables_that_the_code_declares(either: Databas
 
     assert {store.adapters.name, revision.revision.name} <= set(metadata.tables)
     assert await either.read(differences) == []
+
+
+def test_a_new_sqlite_file_is_what_the_migrations_make(path: Path) -> None:
+    by_alembic, fresh = f"sqlite:///{path}.alembic", f"sqlite:///{path}"
+    slow = Database.open(by_alembic)
+    slow._transact(migrate.prepared(), True)
+    slow.close()
+    quick = Database.open(fresh)
+    quick.migrate()
+    quick.close()
+    schema = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid"
+    wanted = [re.sub(r"\s+", " ", row[0]) for row in _do(by_alembic, schema)]
+    assert [re.sub(r"\s+", " ", row[0]) for row in _do(fresh, schema)] == wanted, (
+        "bring migrations/fresh.sql up to date"
+    )
+    for table in metadata.tables:
+        assert _do(fresh, f"SELECT * FROM {table}") == _do(by_alembic, f"SELECT * FROM {table}")
+    assert _do(fresh, "SELECT version_num FROM alembic_version") == [(migrate.HEAD,)]
+
+
+@pytest.mark.parametrize("nothing_url", ["sqlite"], indirect=True)
+def test_the_first_start_does_not_import_alembic_either(nothing_url: str) -> None:
+    test_a_second_start_does_not_import_alembic(nothing_url)
+    assert _do(nothing_url, "SELECT n FROM revision") == [(0,)]
 
 
 def test_a_second_start_does_not_import_alembic(database_url: str) -> None:
