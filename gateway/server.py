@@ -31,7 +31,7 @@ from gateway.settings import Settings
 log = logging.getLogger("loragate.server")
 
 SWEEP_S = 0.25
-SWITCH_S = 0.0005  # a database thread gives way after 0.5 ms, not Python's 5: that is what streams would wait
+SWITCH_S = 0.0001  # a database thread gives way after 0.1 ms, not Python's 5: that is what streams would wait
 LAST_WORDS_S = 1.0  # for error events to reach their callers after the drain's deadline
 
 
