@@ -14,7 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("gateway", "training", "adapters")  # each may import those to its right
 FORBIDDEN_EVERYWHERE = {"torch", "transformers", "peft", "vllm", "llamafactory"}
 V1_UNCOUNTED = re.compile(r"upstream|connection|fields\w*")  # the client and the field tables
-CHILD_SCRIPTS = {"training/demo_base.py", "training/demo_cast.py"}  # run in the training environment, never imported
+# Run in the training environment or the engine's, never imported.
+CHILD_SCRIPTS = {
+    "training/demo_base.py",
+    "training/demo_cast.py",
+    "gateway/local/engine_plugin/loragate_cpu_lora.py",
+}
 
 
 def sources(room: str) -> list[Path]:

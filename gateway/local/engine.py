@@ -14,6 +14,7 @@ from gateway.local.hardware import GIB, Hardware
 from gateway.local.models import Model
 from gateway.local.places import Places
 
+PLUGIN = Path(__file__).resolve().parent / "engine_plugin"  # nothing else may lie there: the engine imports from it
 # Flags that carry what the gateway relies on; everything else after `--` goes to vLLM, and there the last one wins.
 OWNED = ("--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--root-path", "--enable-lora")
 MAX_LORA_RANK = 16  # vLLM's own default
@@ -95,13 +96,15 @@ def child_environ(environ: Mapping[str, str], places: Places, hardware: Hardware
         cache = 1 if demo else min(max(hardware.memory // GIB // 4, 1), 32)
         env.setdefault("VLLM_CPU_KVCACHE_SPACE", str(cache))
         env.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        if (
-            demo
-        ):  # so small that threads only wait for each other: 2 busy cores gave 160 tokens/s with two, 900 with one
+        if demo:  # too small for threads: on 2 busy cores 160 tokens/s with two of them, 900 with one
             env.setdefault("OMP_NUM_THREADS", "1")
     env.setdefault("VLLM_MAX_STOP_STRINGS", "16")  # as many as the gateway lets through (settings.caps.stop)
-    plugins = [name for name in env.get("VLLM_PLUGINS", "").split(",") if name and name != "lora_filesystem_resolver"]
-    env["VLLM_PLUGINS"] = ",".join(("lora_filesystem_resolver", *plugins))
+    ours = ["lora_filesystem_resolver"]
+    if not hardware.gpus:
+        ours.append("loragate_cpu_lora")
+        env["PYTHONPATH"] = str(PLUGIN)
+    theirs = [name for name in env.get("VLLM_PLUGINS", "").split(",") if name and name not in ours]
+    env["VLLM_PLUGINS"] = ",".join((*ours, *theirs))
     env["VLLM_LORA_RESOLVER_CACHE_DIR"] = str(places.adapters)
     env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     env["VLLM_NO_USAGE_STATS"] = "1"

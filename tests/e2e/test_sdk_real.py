@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import anthropic
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 from tests.e2e.conftest import Live
 from tests.e2e.field_values import MODEL, QUESTION, SCHEMA
 from tests.e2e.test_demo_answers import pairs
+from tests.e2e.variants import copied
 from training.demo import ADAPTERS, BASE_ID
 
 pytestmark = pytest.mark.engine
@@ -268,12 +270,35 @@ async def test_the_engines_own_routes_are_not_ours(live_gateway: Live) -> None:
 # Many at once --------------------------------------------------------------------------------------------
 
 
+async def sure_of(client: openai.AsyncOpenAI, model: str, question: str) -> bool:
+    """Whether every token leads by far: where two are all but equal, a batch of another size may tip it (bfloat16)."""
+    asked = chat(model, question, logprobs=True, top_logprobs=2)
+    found = (await client.chat.completions.create(**asked)).choices[0].logprobs
+    tokens = (found.content or []) if found is not None else []
+    return all(token.top_logprobs[0].logprob - token.top_logprobs[1].logprob > 0.5 for token in tokens)
+
+
+@pytest.fixture
+def every_slot_taken(live_gateway: Live, tmp_path: Path) -> Iterator[None]:
+    """A fourth adapter: with all four slots taken, vLLM's own CPU operators give the base the last one's weights."""
+    folder = copied("financial-qa", tmp_path / "fourth")
+    made = live_gateway.loragate("adapters", "register", str(folder), "--name", "fourth", "--promote")
+    assert made.returncode == 0, made.stderr
+    yield
+    assert live_gateway.loragate("adapters", "remove", "fourth").returncode == 0
+
+
+@pytest.mark.usefixtures("every_slot_taken")
 async def test_sixteen_mixed_streams_say_what_each_says_alone(client: openai.AsyncOpenAI) -> None:
-    asked = [(model, pairs(subject)[at][0]) for subject in ADAPTERS for at, model in enumerate((*MODELS, MODELS[1]))]
-    asked.append((BASE_ID, QUESTION))
+    questions = [question for subject in ADAPTERS for question, _ in pairs(subject)]
+    asked = []
+    for model in MODELS:
+        known = [question for question, _ in pairs(model)] if model in ADAPTERS else questions
+        sure = [question for question in known[:24] if await sure_of(client, model, question)]
+        asked += [(model, question) for question in sure[:4]]
     assert len(asked) == 16
     alone = [(await streamed(client, **chat(*one)))[0][0] for one in asked]
-    assert len(set(alone)) > 8, "different questions to different models must not sound alike"
+    assert len(set(alone)) > 12, "different models must not sound alike"
     for _ in range(3):
         together = await asyncio.gather(*(streamed(client, **chat(*one)) for one in asked))
         assert [texts[0] for texts, _ in together] == alone

@@ -13,6 +13,7 @@ from gateway.local.errors import CannotStart
 from gateway.local.hardware import Gpu, Hardware
 from gateway.local.models import Model
 from gateway.local.places import Places
+from tests.local.conftest import ROOT
 
 CPU = Hardware("Linux", "x86_64", (2, 36), 2, 16 << 30, (), (), True)
 GPU = replace(CPU, gpus=(Gpu("NVIDIA H200", 143771, "580.1"),))
@@ -47,6 +48,7 @@ def test_a_gpu_keeps_vllms_own_types_and_graphs(places: Places) -> None:
     assert "--enforce-eager" not in started.argv
     assert "--dtype" not in started.argv
     assert not [name for name in started.env if name.startswith("VLLM_CPU")]
+    assert (started.env["VLLM_PLUGINS"], "PYTHONPATH" in started.env) == ("lora_filesystem_resolver", False)
 
 
 def test_the_environment_is_ours_and_little_of_the_callers(places: Places) -> None:
@@ -70,7 +72,8 @@ def test_the_environment_is_ours_and_little_of_the_callers(places: Places) -> No
         "VLLM_CPU_OMP_THREADS_BIND": "0-3",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "OMP_NUM_THREADS": "1",
-        "VLLM_PLUGINS": "lora_filesystem_resolver,mine",
+        "PYTHONPATH": str(ROOT / "gateway" / "local" / "engine_plugin"),
+        "VLLM_PLUGINS": "lora_filesystem_resolver,loragate_cpu_lora,mine",
         "VLLM_LORA_RESOLVER_CACHE_DIR": str(places.adapters),
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
