@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import statistics
 from collections.abc import Iterator
@@ -33,8 +34,17 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def imports(path: Path, *, top_level_only: bool = False) -> tuple[str, ...]:
+    return tuple(_imports(parsed(path), top_level_only))
+
+
+def _imports(tree: ast.Module, top_level_only: bool) -> Iterator[str]:
     skipped: set[int] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -112,7 +122,7 @@ def test_only_the_engine_client_loads_and_unloads() -> None:
 
 @pytest.mark.parametrize("path", ALL, ids=relative)
 def test_no_globals_no_bare_except_and_every_module_says_what_it_owns(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Global)]
     assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.type is None]
     assert ast.get_docstring(tree), "a module begins with what it owns and what it must not know"
@@ -145,7 +155,7 @@ def lines(path: Path) -> int:
 
 def code_lines(path: Path) -> int:
     """Lines that are neither blank, comment nor docstring."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     prose: set[int] = set()
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
@@ -170,7 +180,7 @@ def test_files_are_small() -> None:
 def test_functions_are_small() -> None:
     sizes = {}
     for path in ALL:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 sizes[f"{relative(path)}:{node.name}:{node.lineno}"] = (node.end_lineno or 0) - node.lineno + 1
     assert {name: size for name, size in sizes.items() if size > 80} == {}

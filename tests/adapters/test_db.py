@@ -36,7 +36,7 @@ def either(database_url: str) -> Iterator[Database]:
     opened.close()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.xdist_group("postgresql"))])
 def nothing_url(request: pytest.FixtureRequest, path: Path) -> Iterator[str]:
     """The address of a database with nothing in it, of each kind."""
     if request.param == "sqlite":

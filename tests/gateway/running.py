@@ -17,6 +17,7 @@ from gateway.keys import Grant
 from gateway.server import Started, serve
 from gateway.settings import load
 from gateway.v1.snapshot import Limits
+from tests import databases
 from tests.fake_vllm import FakeVLLM
 
 
@@ -87,7 +88,10 @@ class Running:
 async def running(
     data_dir: Path, engines: Sequence[FakeVLLM | str], /, *, ready: bool = True, **settings: Any
 ) -> AsyncIterator[Running]:
-    """A gateway over `engines`; settings: sections as in configs/gateway.yaml. Drained at the end."""
+    """A gateway over `engines`; settings: sections as in configs/gateway.yaml. Drained at the end.
+
+    A new SQLite file comes with its tables: to make them takes as long as the rest of the start.
+    """
     urls = [engine if isinstance(engine, str) else engine.url for engine in engines]
     flags: dict[str, Any] = {
         "data_dir": str(data_dir),
@@ -99,6 +103,8 @@ async def running(
     }
     for section, values in settings.items():
         flags[section] = {**flags.get(section, {}), **values} if isinstance(values, dict) else values
+    if "database_url" not in settings and not (data_dir / "loragate.db").exists():
+        databases.sqlite(data_dir / "loragate.db")
     stop, up = asyncio.Event(), asyncio.get_running_loop().create_future()
 
     async def on_started(started: Started) -> None:
