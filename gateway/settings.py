@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 from platformdirs import user_data_path
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from adapters.errors import InvalidRequest
 
@@ -48,6 +49,20 @@ class Engine(Section):
     url: str
     api_key: SecretStr | None = None
     adapter_dir: Path | None = None  # the adapter store as that engine sees it; None: same path as ours
+
+    @field_validator("url")
+    @classmethod
+    def _plain(cls, url: str) -> str:
+        """The engine's own address: `/v1`, which clients have to add, is taken off again."""
+        url = url.rstrip("/").removesuffix("/v1")
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port beyond 65535, half an IPv6 address
+            good = False
+        if not good or not url.isascii() or not url.isprintable() or any(c in url for c in " @?#"):
+            raise ValueError("an engine's URL looks like http://10.0.0.5:8000, without user and query")
+        return url
 
 
 class Receive(Section):
@@ -172,7 +187,10 @@ def load(environ: Mapping[str, str], *, file: Path | None = None, flags: Mapping
     except ValidationError as exc:
         first = exc.errors(include_input=False, include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise InvalidSettings(f"Setting {key}: {first['msg']}. See configs/gateway.yaml for every key.") from None
+        said = f"Setting {key}: {first['msg'].removeprefix('Value error, ')}."
+        if first["type"] == "extra_forbidden":
+            said = f"There is no setting {key}."
+        raise InvalidSettings(f"{said} configs/gateway.yaml shows every one.") from None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -77,6 +77,8 @@ class Places:
                 probe.write(b"x")
         except OSError as exc:
             reason = exc.strerror or str(exc)
+            if self.data.exists() and not self.data.is_dir():
+                reason = "it is a file"
             raise CannotStart(
                 f"Cannot write to the data directory {self.data}: {reason}. "
                 "Name another with --data-dir or LORAGATE_HOME, or give this user the right to write there."

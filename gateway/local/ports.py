@@ -24,7 +24,11 @@ def need_free(host: str, port: int, flag: str) -> None:
                 ) from None
             if number == errno.EACCES:
                 raise PortTaken(f"This user may not open port {port}. Choose one above 1023 with {flag}.") from None
-            raise CannotStart(f"Cannot listen on {host}:{port}: {exc}. Check the host, and {flag}.") from None
+            reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+            raise CannotStart(
+                f"Cannot listen on {host} port {port}: {reason}. "
+                f"Choose another place with {flag.replace('port', 'host')} or {flag}."
+            ) from None
 
 
 def free_port(host: str = "127.0.0.1") -> int:
