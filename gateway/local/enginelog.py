@@ -26,6 +26,10 @@ _VALUE = "Value error, "
 _DECIDED = re.compile(
     r"^(?:[\w.]+\.)?(?:ValueError|ValidationError|NotImplementedError|SafetensorError)\b|^[\w.]+: error: "
 )
+# What an argument parser and a worker process put around the one thing that a person can use.
+_WRAPPED = re.compile(
+    r"^[\w.]+: error: (.*)$|^RuntimeError: Worker failed with error '(.*)', please check the stack.*$"
+)
 _STAGES = (
     (re.compile(r"Application startup complete|Started server process|Starting vLLM server"), "opening the API"),
     (re.compile(r"Warming up|Dynamo bytecode|Compiling a graph|[Cc]apturing CUDA graph"), "warming up"),
@@ -87,16 +91,25 @@ class EngineLog:
         for index in range(len(lines) - 1, -1, -1):
             line = lines[index]
             if line.startswith(_VALUE):
-                return line.removeprefix(_VALUE).split(" [type=")[0][:MESSAGE_CHARS]
+                return readable(line.removeprefix(_VALUE).split(" [type=")[0])
             if _ERROR.search(line) and not _POINTER.search(line):
                 # pydantic puts the reason below: "1 validation error for X", the field, the message
                 reason = lines[index + 1 : index + 3] if "validation error" in line else []
-                return ": ".join((line, *reason))[:MESSAGE_CHARS]
-        return lines[-1][:MESSAGE_CHARS] if lines else ""
+                return readable(": ".join((line, *reason)))
+        return readable(lines[-1]) if lines else ""
 
     def decided(self, since: int) -> bool:
         """Whether the same error would come again however often the engine is started."""
         return any(line.startswith(_VALUE) or _DECIDED.search(line) for line in self.lines(since))
+
+
+def readable(error: str) -> str:
+    """An error without what surrounds it in a terminal, of at most 400 characters and, if long, whole sentences."""
+    error = _WRAPPED.sub(lambda found: found[1] or found[2], error)
+    if len(error) <= MESSAGE_CHARS:
+        return error
+    whole, end, _ = error[:MESSAGE_CHARS].rpartition(". ")
+    return f"{whole}." if end else error[:MESSAGE_CHARS]
 
 
 def plain(raw: str) -> str:

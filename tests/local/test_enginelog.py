@@ -50,9 +50,21 @@ def test_the_stage_is_the_last_line_that_tells(tmp_path: Path, lines: list[str],
         ),
         (
             "usage: api_server.py [-h]\napi_server.py: error: unrecognized arguments: --no-such-flag 3",
-            "api_server.py: error: unrecognized arguments: --no-such-flag 3",
+            "unrecognized arguments: --no-such-flag 3",
             True,
         ),
+        (
+            "(EngineCore pid=2) ERROR 11-23 05:27:16 [core.py:1208] RuntimeError: Worker failed with error 'Available "
+            "memory on node 0 is less than 4 GiB.', please check the stack trace above for the root cause",
+            "Available memory on node 0 is less than 4 GiB.",
+            False,
+        ),
+        (
+            f"  Value error, It is too long. {'Use less of it. ' * 30}[type=value_error]",
+            f"It is too long. {'Use less of it. ' * 24}".rstrip(),
+            True,
+        ),
+        (f"ValueError: {'x' * 500}", f"ValueError: {'x' * 388}", True),
         ("only a word", "only a word", False),
         ("", "", False),
     ],
