@@ -6,7 +6,7 @@ Reads what others keep. Must not ask an engine.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from adapters.service import AdapterService
@@ -45,7 +45,7 @@ class Status:
             live = outstanding[replica["url"]]
             replica |= {"outstanding": live.outstanding, "adapters": len(live.resident), "failures": live.failures}
         return {
-            "version": version("loragate"),
+            "version": _version(),
             "ready": ready,
             "reasons": body["reasons"],
             "uptime_s": round(self._wall() - self._started, 1),
@@ -68,3 +68,11 @@ class Status:
         for replica in self._proxy.fleet.replicas:
             resident |= replica.resident
         return {"live": live, "stored": len(snapshot.versions), "resident": len(resident)}
+
+
+def _version() -> str:
+    """Of the installed package; a gateway that runs from its source has none."""
+    try:
+        return version("loragate")
+    except PackageNotFoundError:
+        return "source"
