@@ -24,3 +24,11 @@ async def test_unknown_model(gateway: Running, engine: FakeVLLM) -> None:
             await client.chat.completions.create(model="../x", messages=[{"role": "user", "content": "hi"}])
     assert refused.value.code == "model_not_found"
     assert not [seen for seen in engine.inferences if b"../x" in seen.body]
+
+
+async def test_status_answers_from_the_source_and_from_an_installed_package(gateway: Running) -> None:
+    async with gateway.admin() as http:
+        answer = await http.get("/admin/v1/status")
+    assert answer.status_code == 200
+    assert answer.json()["ready"] is True
+    assert answer.json()["version"]
