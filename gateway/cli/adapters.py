@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ from gateway.cli.client import Refused, segment
 from gateway.cli.session import Session, session
 
 PATH = "/admin/v1/adapters"
+_VERSION = re.compile("[0-9a-f]{12}")
 LOAD_TIMEOUT_S = 600.0  # copying and loading gigabytes of weights into several engines
+
+
+def digits(_: click.Context, __: click.Parameter, version: str | None) -> str | None:
+    """A version as people paste it: its 12 digits, or the whole `name@<12 digits>` of an answer."""
+    found = None if version is None else version.rpartition("@")[2]
+    if found is not None and not _VERSION.fullmatch(found):
+        raise click.BadParameter("a version is 12 hex digits; `loragate adapters show NAME` lists them.")
+    return found
 
 
 @click.group()
@@ -63,7 +73,7 @@ def check(gateway: Session, source: str) -> None:
 
 @adapters.command(epilog="Example: loragate adapters load customer-service 0123456789ab")
 @click.argument("name")
-@click.argument("version", required=False)
+@click.argument("version", required=False, callback=digits)
 @session
 def load(gateway: Session, name: str, version: str | None) -> None:
     """Load VERSION (12 hex digits; default: the live one) into every engine and keep it there."""
@@ -72,7 +82,7 @@ def load(gateway: Session, name: str, version: str | None) -> None:
 
 @adapters.command(epilog="Example: loragate adapters unload customer-service 0123456789ab")
 @click.argument("name")
-@click.argument("version")
+@click.argument("version", callback=digits)
 @session
 def unload(gateway: Session, name: str, version: str) -> None:
     """Take VERSION (12 hex digits) out of every engine; it stays in the store."""
@@ -81,7 +91,7 @@ def unload(gateway: Session, name: str, version: str) -> None:
 
 @adapters.command(epilog="Example: loragate adapters promote customer-service 0123456789ab")
 @click.argument("name")
-@click.argument("version", required=False)
+@click.argument("version", required=False, callback=digits)
 @session
 def promote(gateway: Session, name: str, version: str | None) -> None:
     """Let the public name answer with VERSION (12 hex digits; default: the newest)."""
@@ -103,7 +113,7 @@ def rollback(gateway: Session, name: str) -> None:
 
 @adapters.command(epilog="Example: loragate adapters remove customer-service")
 @click.argument("name")
-@click.argument("version", required=False)
+@click.argument("version", required=False, callback=digits)
 @session
 def remove(gateway: Session, name: str, version: str | None) -> None:
     """Remove an adapter (or one VERSION that is not live) from the engines and from the store."""

@@ -38,4 +38,4 @@ def _flat(name: str, value: object) -> list[tuple[str, object]]:
 
 
 def _cell(name: str, value: object) -> object:
-    return output.moment(value) if name.endswith("_at") else value
+    return output.moment(value) if name.endswith("_at") or name == "since" else value

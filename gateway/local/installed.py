@@ -40,6 +40,9 @@ def examine(kind: Kind, places: Places, machine: Hardware, environ: Mapping[str,
     """One line per environment that is here, or that `up` would make; with each package that does not import."""
     name = f"environment {kind.name}"
     environments = Environments(places, machine, environ, Display(io.StringIO(), clock=time.monotonic), time.monotonic)
+    if kind.name == ("engine-cpu" if machine.gpus else "engine-cuda"):
+        yield name, "ok", "not needed on this machine", "", False
+        return
     python = environments.existing(kind)
     if python is None:
         when = "made by the first `loragate up`" if kind.name == _needed(machine) else "not needed now"

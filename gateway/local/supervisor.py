@@ -25,6 +25,7 @@ from gateway.local.process import end_tree, kill_tree
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 ATTEMPTS = 2  # starts that may end before the engine ever answered: a second try forgives a chance fault
 PROBE_TIMEOUT_S = 5.0
+STARTING_GRACE_S = 0.5  # of an engine that never answered: Ctrl-C during a start took 10 s
 
 
 class State(StrEnum):
@@ -168,6 +169,8 @@ class Supervisor:
 
     async def _end(self, child: asyncio.subprocess.Process) -> None:
         grace = self._pace.grace_s if child.returncode is None else 0.0
+        if self.status.state is State.STARTING:  # nothing to finish, and vLLM hears no SIGTERM while it loads
+            grace = min(grace, STARTING_GRACE_S)
         try:
             await end_tree(child.pid, grace_s=grace)
             await child.wait()

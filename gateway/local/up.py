@@ -178,6 +178,9 @@ async def _until_engine(supervisor: Supervisor, places: Places, around: Surround
             around.display.show("Starting vLLM", far, left)
             await asyncio.wait((ready,), timeout=WATCH_S)
         ready.result()
+    except asyncio.CancelledError:
+        around.display.end("stopped")
+        raise
     except BaseException:
         around.display.end("failed")
         raise

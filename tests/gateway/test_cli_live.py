@@ -105,8 +105,11 @@ async def test_the_life_of_an_adapter(room: AdminRoom) -> None:
     assert promoted["previous"] == first["live"] != promoted["live"], "without a version: the newest"
     back = await loragate(room, "adapters", "rollback", "cs")
     assert (back.code, str(first["live"]) in back.stdout) == (0, True)
-    again = (await loragate(room, "adapters", "promote", "cs", promoted["live"], "--json")).document()
+    pasted = f"cs@{promoted['live']}"  # as an answer's `model` has it
+    again = (await loragate(room, "adapters", "promote", "cs", pasted, "--json")).document()
     assert again["live"] == promoted["live"]
+    odd = await loragate(room, "adapters", "promote", "cs", "newest")
+    assert (odd.code, "a version is 12 hex digits" in odd.stderr) == (2, True)
     listed = await loragate(room, "adapters", "list")
     assert "cs" in listed.stdout
     gone = await loragate(room, "adapters", "remove", "cs")

@@ -12,7 +12,7 @@ import pytest
 from gateway.local.errors import EngineRefused
 from gateway.local.places import Places
 from gateway.local.supervisor import Pace, State, Supervisor
-from tests.local.conftest import QUICK, fake_launch, supervise, until
+from tests.local.conftest import PATIENCE_S, QUICK, fake_launch, supervise, until
 
 # A worker that takes no SIGTERM, started by a leader that does: what torchrun's and vLLM's workers can be like.
 STUBBORN = """
@@ -53,6 +53,19 @@ async def test_an_engine_is_ready_once_it_answers_and_gone_once_cancelled(places
     assert gone(pid)
     assert not places.engine_pid.exists()
     assert supervisor.status.state is State.STOPPED
+
+
+async def test_an_engine_that_never_answered_gets_no_grace(places: Places) -> None:
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('EngineCore', flush=True); "
+    launch = fake_launch(places, argv=(sys.executable, "-c", deaf + "time.sleep(600)"))
+    supervisor = supervise(places, launch, Pace(poll_s=0.02, grace_s=600.0))
+    task = asyncio.create_task(supervisor.run())
+    await until(lambda: supervisor.stage() == "starting the engine core")
+    pid = supervisor.status.pid
+    async with asyncio.timeout(PATIENCE_S):
+        await stop(task)
+    assert pid is not None
+    assert gone(pid)
 
 
 async def test_a_wrong_base_on_the_port_is_not_ready(places: Places) -> None:
