@@ -1,4 +1,4 @@
-"""The gateway's log file: JSON lines while it lasts, the old handlers afterwards, and a full disk that stops nothing."""
+"""The gateway's log file: JSON lines while it lasts, the old handlers afterwards, and a full disk that ends nothing."""
 
 from __future__ import annotations
 
