@@ -55,7 +55,13 @@ class UnknownRoute(NotFound):
 
 
 class MethodNotAllowed(ServiceError):
+    """`allow`: the methods that are answered, as the header of that name must say (RFC 9110, 15.5.6)."""
+
     status, type, code = 405, "invalid_request_error", "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class RequestTimeout(ServiceError):

@@ -5,9 +5,7 @@ Inference never comes here (gateway/v1/routes.py takes it first). Must not know 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 
 from adapters.errors import ServiceError
 from gateway.errors import MethodNotAllowed, UnknownRoute
@@ -63,22 +61,13 @@ def create_public(proxy: Proxy, health: Health) -> FastAPI:
         return await refused(request, UnknownRoute("This URL is not served here. See the README for the routes."))
 
     @app.exception_handler(405)
-    async def wrong_method(request: Request, _: Exception) -> Response:
-        return await refused(request, _method_error(request))
+    async def wrong_method(request: Request, error: HTTPException) -> Response:
+        allow = "POST" if request.url.path in BY_PATH else (error.headers or {}).get("Allow", "")
+        return await refused(request, MethodNotAllowed(f"{request.method} is not answered here.", allow=allow))
 
-    hot_path_by_another_method(app, wrong_method)
+    async def only_by_post(_: Request) -> Response:
+        raise HTTPException(405)
+
+    for path in BY_PATH:  # a POST to them never comes here; any other method is 405 and not 404
+        app.add_route(path, only_by_post)
     return app
-
-
-def hot_path_by_another_method(app: FastAPI, wrong_method: Callable[[Request, Exception], Awaitable[Response]]) -> None:
-    """GET /v1/chat/completions and the like: 405 like any known route, not 404."""
-
-    async def refuse(request: Request) -> Response:
-        return await wrong_method(request, Exception())
-
-    for path in BY_PATH:
-        app.add_route(path, refuse, methods=["GET", "PUT", "PATCH", "DELETE"], include_in_schema=False)
-
-
-def _method_error(request: Request) -> MethodNotAllowed:
-    return MethodNotAllowed(f"{request.method} is not answered here.")

@@ -83,7 +83,7 @@ class Upstream(Section):
     keepalive_s: float = 4.0  # below uvicorn's 5 s, so that the engine seldom closes under us
     max_connections: int = 2048
     max_answer_bytes: int = 64 * 1024 * 1024
-    max_event_bytes: int = 1024 * 1024
+    max_event_bytes: int = 4 * 1024 * 1024
 
 
 class Adapters(Section):

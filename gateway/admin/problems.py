@@ -37,7 +37,8 @@ def from_http(error: HTTPException) -> ServiceError:
     if error.status_code == 404:
         return UnknownRoute("This URL is not served on the admin port. /docs lists what is.")
     if error.status_code == 405:
-        return MethodNotAllowed("This method is not answered here. /docs lists what is.")
+        allow = (error.headers or {}).get("Allow", "")
+        return MethodNotAllowed("This method is not answered here. /docs lists what is.", allow=allow)
     return InvalidJson("The body could not be read as JSON.")
 
 

@@ -89,14 +89,6 @@ class StreamMeter:
             return self.fault
         return "half_event" if self._pending.strip() else "quiet_end"
 
-    @property
-    def saw_error(self) -> bool:
-        return self.fault == "engine_error"
-
-    @property
-    def oversized(self) -> bool:
-        return self.fault == "oversized_event"
-
     def _assemble(self, data: bytes) -> bytes:
         """Bytes that are not exactly one event: several, or parts. An event ends with an empty line (LF or CR LF)."""
         buffer = self._pending

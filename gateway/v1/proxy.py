@@ -426,10 +426,8 @@ def _fault_error(fault: Fault) -> ServiceError:
 
 def _broken(x: Exchange, meter: StreamMeter) -> str | None:
     """Why a stream is not whole, None if it is. A fault after the terminator took nothing from the caller."""
-    if meter.saw_error:
-        return "engine_error"
-    if meter.oversized:
-        return "oversized_event"
+    if meter.fault is not None:
+        return meter.fault
     if x.fault is not None and not meter.saw_terminator:
         return "upstream_stalled" if x.fault is Fault.IDLE_TIMEOUT else "upstream_cut"
     return meter.end()

@@ -16,6 +16,7 @@ from adapters.errors import InvalidRequest, ServiceError
 from gateway.errors import (
     ContextLengthExceeded,
     InvalidJson,
+    MethodNotAllowed,
     ModelLoading,
     Overloaded,
     RequestTooLarge,
@@ -106,6 +107,8 @@ def error_headers(err: ServiceError) -> list[tuple[bytes, bytes]]:
         headers.append((b"x-should-retry", b"true" if err.retryable else b"false"))
     if err.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(err, MethodNotAllowed):
+        headers.append((b"allow", err.allow.encode()))
     return headers
 
 

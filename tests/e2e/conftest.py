@@ -29,7 +29,16 @@ from gateway.local.places import Places
 from gateway.local.platforms import engine_kind
 
 START_S = 300  # the engine takes half a minute; a machine under load several times that
+FUNCTION_S = 120
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test's deadline begins when its fixtures are there: they may have to install an environment first."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            given = item.get_closest_marker("timeout")
+            item.add_marker(pytest.mark.timeout(given.args[0] if given else FUNCTION_S, func_only=True), append=False)
 
 
 @dataclass(frozen=True)

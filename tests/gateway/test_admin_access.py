@@ -134,6 +134,7 @@ async def test_paths_that_do_not_exist_need_a_key_too(room: AdminRoom) -> None:
     assert (missing.status_code, error_of(missing)["code"]) == (404, "unknown_url")
     wrong = await room.root_client.put("/admin/v1/keys", json={})
     assert (wrong.status_code, error_of(wrong)["code"]) == (405, "method_not_allowed")
+    assert wrong.headers["allow"] in ("GET", "POST")
 
 
 async def test_open_paths_need_no_key(room: AdminRoom) -> None:

@@ -208,7 +208,7 @@ def test_an_engines_error_is_held_back(path: str, error: bytes) -> None:
     first, *rest = events(stream.data)
     one = meter(stream, asked=True, continuous=True)
     assert one.feed(first + error + b"".join(rest)) == first
-    assert one.saw_error
+    assert one.fault == "engine_error"
     assert one.stopped
     assert not one.saw_terminator
     assert one.end() == "engine_error"
@@ -236,7 +236,7 @@ def test_a_huge_line_ends_the_stream(pieces: int) -> None:
     for at in range(0, len(huge), step):
         passed += one.feed(huge[at : at + step])
     assert passed == first
-    assert one.oversized
+    assert one.fault == "oversized_event"
     assert one.end() == "oversized_event"
 
 
