@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
+import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +70,8 @@ def up(
     if admin_allow_remote:
         flags["admin"]["allow_remote"] = True
     settings = configuration.load(os.environ, flags=flags)
-    _run(Options(settings, model, vllm_flags))
+    where = f" --data-dir {shlex.quote(str(data_dir))}" if data_dir else ""
+    _run(Options(settings, model, vllm_flags), lambda words: f"{_called()} {words}{where}")
 
 
 @click.command()
@@ -114,7 +118,13 @@ def _flags(
     }
 
 
-def _run(options: Options) -> None:
+def _called() -> str:
+    """This program as the user can say it again: a path where it is not found by its name."""
+    path = sys.argv[0]
+    return path if Path(path).name == "loragate" and shutil.which("loragate") != path else "loragate"
+
+
+def _run(options: Options, command: Callable[[str], str]) -> None:
     from gateway import server  # here: `doctor` must work where the gateway itself does not
 
     around = Surroundings(
@@ -123,6 +133,7 @@ def _run(options: Options) -> None:
         out=sys.stdout,
         environ=os.environ,
         clock=time.time,
+        command=command,
     )
     with asyncio.Runner(loop_factory=server.loop_factory()) as runner:
         runner.run(run_up(options, around))

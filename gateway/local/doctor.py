@@ -54,6 +54,8 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> Iterator[Check]:
     yield from _running(settings)
     for kind in kinds().values():
         yield from (Check(*line) for line in installed.examine(kind, Places(settings.data_dir), machine, environ))
+    for line in installed.left_over(kinds().values(), Places(settings.data_dir), machine, environ):
+        yield Check(*line)
     yield from _indexes(environ)
 
 

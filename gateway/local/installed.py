@@ -6,7 +6,7 @@ import io
 import json
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from adapters.errors import ServiceError
@@ -15,8 +15,8 @@ from gateway.local.environments import Environments
 from gateway.local.hardware import Hardware
 from gateway.local.pins import Kind
 from gateway.local.pip import child_environ
-from gateway.local.places import Places
-from gateway.local.platforms import engine_kind, need_platform
+from gateway.local.places import GB, Places
+from gateway.local.platforms import engine_kind, need_platform, suitable_python
 
 IMPORT_TIMEOUT_S = 120.0  # torch from a cold disk
 
@@ -57,6 +57,22 @@ def examine(kind: Kind, places: Places, machine: Hardware, environ: Mapping[str,
         return
     advice = "Install what is missing there." if own else f"Remove {python.parent.parent}; it is made again."
     yield name, "problem", "; ".join(broken), advice, kind.name == _needed(machine)
+
+
+def left_over(kinds: Iterable[Kind], places: Places, machine: Hardware, environ: Mapping[str, str]) -> Iterator[Line]:
+    """One line per environment made for other pins or another Python, which no start of this version uses."""
+    environments = Environments(places, machine, environ, Display(io.StringIO(), clock=time.monotonic), time.monotonic)
+    try:
+        version = suitable_python(environ).version
+    except ServiceError:
+        return
+    used = {environments.folder(kind, version) for kind in kinds}
+    for folder in sorted(places.environments.glob("*/")):
+        if folder not in used:
+            size = sum(entry.lstat().st_size for entry in folder.rglob("*")) / GB
+            found = f"{size:.1f} GB that this version does not use"
+            advice = f"Remove {folder}, unless another version of loragate uses this data directory."
+            yield f"environment {folder.name}", "warning", found, advice, False
 
 
 def imports(python: Path, names: tuple[str, ...], environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:

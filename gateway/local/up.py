@@ -51,6 +51,7 @@ class Surroundings:
     out: TextIO
     environ: Mapping[str, str]
     clock: Callable[[], float]
+    command: Callable[[str], str] = "loragate {}".format  # how a command is said at the caller's shell
     pace: Pace | None = None
 
 
@@ -161,6 +162,7 @@ async def _guide(
             question=question,
             demo=made.demo,
             local_engine=made.launch is not None,
+            command=around.command,
         )
     )
     around.out.flush()

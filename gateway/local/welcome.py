@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gateway.local.places import Places
@@ -33,16 +33,29 @@ def snippet(url: str, key_file: Path, model: str, question: str) -> str:
 
 
 def text(
-    url: str, admin: str, places: Places, *, models: Sequence[str], question: str, demo: bool, local_engine: bool
+    url: str,
+    admin: str,
+    places: Places,
+    *,
+    models: Sequence[str],
+    question: str,
+    demo: bool,
+    local_engine: bool,
+    command: Callable[[str], str],
 ) -> str:
-    """Everything, for a person who has just waited. `models` begins with the one to try."""
+    """Everything, for a person who has just waited. `models` begins with the one to try.
+
+    command: how words such as "status" are said at this person's shell.
+    """
     model = models[0] if models else "MODEL"
     lines = ["", f"Ready: {url}/v1", "", "Try it:", "", curl(url, places.demo_key, model, question), ""]
     lines += ["or in Python:", "", snippet(url, places.demo_key, model, question), ""]
-    lines += [f"Models   {', '.join(models) or 'none yet: loragate adapters register DIR --name NAME --promote'}"]
+    none = f"none yet: {command('adapters register DIR --name NAME --promote')}"
+    lines += [f"Models   {', '.join(models) or none}"]
     if demo:
         lines += ["         a demo of two million parameters: it shows the machinery, not intelligence"]
-    lines += [f"Key      {places.demo_key}", f"Admin    {admin}/docs with the key in {places.admin_key}"]
+    lines += [f"Key      {places.demo_key}", f"Operate  {command('status')}, {command('adapters list')}"]
+    lines += [f"Admin    {admin}/admin/v1 with the key in {places.admin_key}"]
     logs = [str(places.gateway_log)] + ([str(places.engine_log)] if local_engine else [])
     lines += [f"Logs     {', '.join(logs)}", "Stop     Ctrl-C", ""]
     return "\n".join(lines)

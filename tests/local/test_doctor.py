@@ -83,6 +83,16 @@ def test_an_environment_whose_packages_import_is_ok_with_versions(offline: dict[
     )
 
 
+def test_an_environment_of_other_pins_is_told_with_its_folder(offline: dict[str, str], tmp_path: Path) -> None:
+    old = tmp_path / "data" / "environments" / "engine-cpu-0123456789ab"
+    (old / "lib").mkdir(parents=True)
+    with (old / "lib" / "large.so").open("wb") as file:
+        file.truncate(1_300_000_000)
+    done = doctor(offline, tmp_path / "data")
+    assert "warning  environment engine-cpu-0123456789ab: 1.3 GB that this version does not use" in done.stdout
+    assert f"Remove {old}, unless" in done.stdout
+
+
 def test_only_what_blocks_makes_a_report_bad() -> None:
     warning, problem = Check("a", "warning", "x", "y"), Check("b", "problem", "x", "y", blocks=True)
     assert document([warning])["ok"] is True

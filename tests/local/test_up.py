@@ -89,6 +89,13 @@ async def test_from_nothing_to_answers_and_back_to_nothing(start: Start, places:
     snippet = await run([sys.executable, "-c", block(text, "from openai")], env=dict(os.environ))
     assert snippet.code == 0, snippet.text
     assert snippet.lines[-1]
+    operate = text[text.index("Operate  ") :].splitlines()[0].removeprefix("Operate  ").split(", ")
+    assert len(operate) == 2
+    for command in operate:
+        done = await run(
+            ["sh", "-c", command.replace("loragate", f"{sys.executable} -m gateway", 1)], env=dict(os.environ)
+        )
+        assert done.code == 0, (command, done.text)
     assert stat.S_IMODE(places.demo_key.stat().st_mode) == 0o600
     key = places.demo_key.read_text().strip()
     assert key not in text + up.err.read_text() + places.gateway_log.read_text()
