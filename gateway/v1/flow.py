@@ -33,25 +33,17 @@ class Flow:
 
     def resume(self, _: object = None) -> None:
         """Let it run to its next await. Nothing happens if it has ended."""
-        if self.done:
-            return
-        try:
-            waits_for = self._coroutine.send(None)
-        except StopIteration:
-            self.done = True
-            return
-        except BaseException:
-            self.done = True
-            raise
-        if waits_for is not None:
-            self._await(waits_for)
+        self._step(None)
 
     def throw(self, error: Exception) -> None:
         """Raise `error` where it waits."""
+        self._step(error)
+
+    def _step(self, error: Exception | None) -> None:
         if self.done:
             return
         try:
-            waits_for = self._coroutine.throw(error)
+            waits_for = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
         except StopIteration:
             self.done = True
             return
