@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +37,8 @@ class Database:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="db-read")
         # One writer thread: writes of this process queue here instead of meeting SQLite's busy timeout.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="db-write")
+        self._file = engine.url.database if engine.dialect.name == "sqlite" else None
+        self._looker: sqlite3.Connection | None = None
 
     @classmethod
     def open(cls, url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Database:
@@ -70,6 +73,21 @@ class Database:
         """
         return await asyncio.get_running_loop().run_in_executor(self._writer, self._transact, work, True)
 
+    async def look(self, sql: str) -> Any:
+        """The one value of `sql`, outside any transaction: for what is asked twice a second.
+
+        On SQLite by a connection of its own, on the loop: 5 µs (95 with cold caches), where `read` with its thread,
+        pool and BEGIN takes 180 (1,300) that everything in flight waits for. It never waits for a lock.
+        """
+        if self._file is not None:
+            try:
+                if self._looker is None:
+                    self._looker = sqlite3.connect(self._file, timeout=0, isolation_level=None, check_same_thread=False)
+                return self._looker.execute(sql).fetchall()[0][0]
+            except sqlite3.Error:
+                pass  # asked again below, which says in our words what is wrong
+        return await self.read(lambda conn: conn.exec_driver_sql(sql).scalar_one())
+
     def migrate(self) -> None:
         """Bring the schema up to date (blocking; at start, before anything reads). DatabaseUnusable, RegistryBusy."""
         if not self._transact(migrate.is_current, False) and not self._transact(migrate.made, True):
@@ -79,6 +97,8 @@ class Database:
         """Wait for what is running and disconnect."""
         self._readers.shutdown(wait=True)
         self._writer.shutdown(wait=True)
+        if self._looker is not None:
+            self._looker.close()
         self._engine.dispose()
 
     def _transact(self, work: Callable[[sa.Connection], T], immediate: bool) -> T:

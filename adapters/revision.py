@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from adapters.db import Database
 from adapters.schema import metadata
 
 revision = sa.Table(
@@ -22,6 +23,6 @@ def bump(conn: sa.Connection) -> None:
     conn.execute(sa.update(revision).where(revision.c.id == 1).values(n=revision.c.n + 1))
 
 
-def current(conn: sa.Connection) -> int:
+async def current(db: Database) -> int:
     """The number of changes so far."""
-    return int(conn.execute(sa.select(revision.c.n).where(revision.c.id == 1)).scalar_one())
+    return int(await db.look("SELECT n FROM revision WHERE id = 1"))

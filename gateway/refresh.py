@@ -59,7 +59,7 @@ class Refresher:
         """Look, and swap the snapshot if anything changed; returns once the change is what requests see."""
         async with self._one_at_a_time:
             base = self._base()
-            seen = (await self._db.read(revision.current), base)
+            seen = (await revision.current(self._db), base)
             if seen == self._seen:
                 return
             before, now = self.snapshot, self._wall()

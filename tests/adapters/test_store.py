@@ -85,18 +85,18 @@ async def test_other_content_under_a_used_engine_name_is_refused_whole(db: Datab
 
 async def test_every_change_that_requests_see_grows_the_revision(db: Database) -> None:
     one, two = _version("a", 1), _version("a", 2)
-    seen = [await db.read(revision.current)]
+    seen = [await revision.current(db)]
     await _add(db, one, two)
-    seen.append(await db.read(revision.current))
+    seen.append(await revision.current(db))
     await db.write(lambda conn: store.point(conn, "a", two.version, 1.0, "promoted"))
-    seen.append(await db.read(revision.current))
+    seen.append(await revision.current(db))
     await db.write(lambda conn: store.set_damaged(conn, [one.engine_name]))
-    seen.append(await db.read(revision.current))
+    seen.append(await revision.current(db))
     await db.write(lambda conn: store.remove(conn, "a", None, 2.0))
-    seen.append(await db.read(revision.current))
+    seen.append(await revision.current(db))
     assert seen == sorted(set(seen))
     await db.write(lambda conn: store.set_damaged(conn, []))
-    assert await db.read(revision.current) == seen[-1]
+    assert await revision.current(db) == seen[-1]
 
 
 async def test_what_routing_reads_and_what_is_damaged(db: Database) -> None:

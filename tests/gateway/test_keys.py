@@ -43,7 +43,7 @@ class Room:
         return await self.db.read(lambda conn: {key.id: key for key in store.live_keys(conn, self.now[0])})
 
     async def revision(self) -> int:
-        return await self.db.read(revision.current)
+        return await revision.current(self.db)
 
 
 @pytest.fixture
