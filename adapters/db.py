@@ -156,7 +156,7 @@ def _translated(exc: DBAPIError) -> ServiceError:
         return DatabaseUnusable("The database file cannot be written. Check who owns the data directory.")
     if primary in (_BUSY, _LOCKED):
         return RegistryBusy("The registry is busy with another write. Try again in a moment.", retry_after_s=1)
-    unreachable = isinstance(exc, OperationalError) and state is None
+    unreachable = isinstance(exc, OperationalError) and code is None and state is None
     if unreachable or (state is not None and state.startswith(_RETRYABLE_STATES)):
         return RegistryBusy("The database does not answer now. Try again in a moment.", retry_after_s=2)
     return ServiceError("The database refused a statement; the log has the details.")
