@@ -129,7 +129,7 @@ class ModelLimits(Section):
 
 
 class UsageRecords(Section):
-    flush_s: float = 0.5
+    flush_s: float = 0.8  # with the write itself below the second that a kill may cost
     max_pending: int = 100_000  # (key, model, day) rows waiting; beyond it the oldest are flushed at once
 
 
