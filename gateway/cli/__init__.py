@@ -5,6 +5,7 @@ A command's module is imported when the command is used: `loragate --help` must 
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 
@@ -23,6 +24,8 @@ COMMANDS = {
     "usage": ("gateway.cli.usage", "usage", "Show requests and tokens per key, model and day."),
 }
 
+SETTINGS = {"help_option_names": ["-h", "--help"]}  # inherited by every command
+
 
 class LazyGroup(click.Group):
     """Finds commands in COMMANDS; a module that is not installed has no commands."""
@@ -37,6 +40,16 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(module), attribute)
         return command if isinstance(command, click.Command) else None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Click's own would look for similar names among the commands that are loaded: none."""
+        names = self.list_commands(ctx)
+        if args[0] in names or args[0].startswith("-"):
+            return super().resolve_command(ctx, args)
+        near = difflib.get_close_matches(args[0], names, n=1)
+        return ctx.fail(f"No such command '{args[0]}'." + "".join(f" Did you mean '{name}'?" for name in near))
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
@@ -48,7 +61,7 @@ class LazyGroup(click.Group):
             raise click.ClickException(error.message) from None
 
 
-@click.group(cls=LazyGroup, epilog="Example: loragate keys create --name my-app")
+@click.group(cls=LazyGroup, epilog="Example: loragate keys create --name my-app", context_settings=SETTINGS)
 @click.version_option(package_name="loragate", prog_name="loragate")
 def main() -> None:
     """OpenAI-compatible gateway: one base model on vLLM, many LoRA adapters beside it.

@@ -33,7 +33,10 @@ def adapters() -> None:
     """
 
 
-@adapters.command(epilog="Example: loragate adapters register ./my-adapter --name customer-service --promote")
+@adapters.command(
+    short_help="Check, store and load a folder.",
+    epilog="Example: loragate adapters register ./my-adapter --name customer-service --promote",
+)
 @click.argument("source")
 @click.option("--name", required=True, help="The public name, which callers send as `model`.")
 @click.option("--promote", is_flag=True, help="Let the name answer with it at once.")
@@ -62,7 +65,9 @@ def show(gateway: Session, name: str) -> None:
     gateway.show(gateway.call("GET", f"{PATH}/{segment(name)}"), _shown)
 
 
-@adapters.command(epilog="Example: loragate adapters check ./my-adapter")
+@adapters.command(
+    short_help="Say whether a folder could be served.", epilog="Example: loragate adapters check ./my-adapter"
+)
 @click.argument("source")
 @session
 def check(gateway: Session, source: str) -> None:
@@ -71,7 +76,10 @@ def check(gateway: Session, source: str) -> None:
     gateway.show(answer, lambda report: output.pairs(report.items()))
 
 
-@adapters.command(epilog="Example: loragate adapters load customer-service 0123456789ab")
+@adapters.command(
+    short_help="Load a version into every engine.",
+    epilog="Example: loragate adapters load customer-service 0123456789ab",
+)
 @click.argument("name")
 @click.argument("version", required=False, callback=digits)
 @session
@@ -80,7 +88,10 @@ def load(gateway: Session, name: str, version: str | None) -> None:
     _change(gateway, name, "load", {} if version is None else {"version": version})
 
 
-@adapters.command(epilog="Example: loragate adapters unload customer-service 0123456789ab")
+@adapters.command(
+    short_help="Take a version out of every engine.",
+    epilog="Example: loragate adapters unload customer-service 0123456789ab",
+)
 @click.argument("name")
 @click.argument("version", callback=digits)
 @session
@@ -89,7 +100,10 @@ def unload(gateway: Session, name: str, version: str) -> None:
     _change(gateway, name, "unload", {"version": version})
 
 
-@adapters.command(epilog="Example: loragate adapters promote customer-service 0123456789ab")
+@adapters.command(
+    short_help="Let the name answer with a version.",
+    epilog="Example: loragate adapters promote customer-service 0123456789ab",
+)
 @click.argument("name")
 @click.argument("version", required=False, callback=digits)
 @session
@@ -111,7 +125,9 @@ def rollback(gateway: Session, name: str) -> None:
     _change(gateway, name, "rollback", {})
 
 
-@adapters.command(epilog="Example: loragate adapters remove customer-service")
+@adapters.command(
+    short_help="Remove an adapter or a version.", epilog="Example: loragate adapters remove customer-service"
+)
 @click.argument("name")
 @click.argument("version", required=False, callback=digits)
 @session
@@ -128,8 +144,13 @@ def _change(gateway: Session, name: str, verb: str, body: dict[str, str]) -> Non
 
 
 def _place(source: str) -> str:
-    """A folder here is named as the gateway can find it from its own working directory."""
-    return str(Path(source).absolute()) if Path(source).exists() else source
+    """A folder here is named as the gateway can find it from its own working directory; a path there goes as it is."""
+    path = Path(source).expanduser()
+    if not path.exists() and not path.is_absolute():
+        raise Refused(
+            f"There is no folder {source} here. Name a folder, or give its whole path on the gateway's machine."
+        )
+    return str(path.absolute())
 
 
 def _listed(page: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import click
 
@@ -42,3 +42,15 @@ class Until(click.ParamType[int]):
         except ValueError:
             self.fail(f"{value!r} is no time. Write 30d, 12h, 2026-12-31 or 2026-12-31T18:00:00Z.", param, ctx)
         return int((found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp())
+
+
+class Day(click.ParamType[str]):
+    """A day as the calendar writes it."""
+
+    name = "yyyy-mm-dd"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return date.fromisoformat(str(value)).isoformat()
+        except ValueError:
+            self.fail(f"{value!r} is no day. Write it as 2026-12-31.", param, ctx)

@@ -12,6 +12,7 @@ from gateway.cli.durations import Span, Until
 from gateway.cli.session import Session, session
 
 PATH = "/admin/v1/keys"
+SCOPES = ("inference", "training", "admin")
 COLUMNS = ("ID", "NAME", "SCOPES", "MODELS", "LIMITS", "EXPIRES", "CREATED", "REVOKED")
 _LIMITS = (("rpm", "/min"), ("tpm", " tokens/min"), ("concurrency", " at once"), ("daily_tokens", " tokens/day"))
 
@@ -26,7 +27,7 @@ def keys() -> None:
 
 @keys.command(epilog="Example: loragate keys create --name my-app --model customer-service --rpm 600 --expires 90d")
 @click.option("--name", required=True, help="What or whom the key is for.")
-@click.option("--scope", "scopes", multiple=True, help="inference (default), training or admin; repeatable.")
+@click.option("--scope", "scopes", multiple=True, type=click.Choice(SCOPES), help="Default: inference. Repeatable.")
 @click.option("--model", "models", multiple=True, help="A model the key may use; repeatable. Default: all.")
 @click.option("--rpm", type=click.IntRange(min=1), help="Requests per minute.")
 @click.option("--tpm", type=click.IntRange(min=1), help="Tokens per minute.")

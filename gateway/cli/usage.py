@@ -7,12 +7,13 @@ from typing import Any
 import click
 
 from gateway.cli import output
+from gateway.cli.durations import Day
 from gateway.cli.session import Session, session
 
 
 @click.command(epilog="Example: loragate usage --since 2026-11-01 --by key --by model")
-@click.option("--since", help="First UTC day, YYYY-MM-DD.")
-@click.option("--until", help="Last UTC day, included.")
+@click.option("--since", type=Day(), help="First UTC day.")
+@click.option("--until", type=Day(), help="Last UTC day, included.")
 @click.option("--key", help="Only this key's id.")
 @click.option("--model", help="Only this model.")
 @click.option("--by", "groups", multiple=True, type=click.Choice(["key", "model", "day", "none"]), help="Repeatable.")

@@ -17,7 +17,6 @@ import httpx
 
 from adapters.errors import ServiceError
 from gateway.local import hardware, indexes, installed, pidfile, platforms, ports
-from gateway.local.adminclient import admin_url
 from gateway.local.errors import CannotStart
 from gateway.local.hardware import GIB, Hardware
 from gateway.local.pins import kinds
@@ -162,14 +161,9 @@ def _sqlite() -> Check:
 
 
 def _running(settings: Settings) -> Iterator[Check]:
-    """A gateway that answers explains its own ports; otherwise they must be free."""
-    url = _written(settings) or admin_url(settings)
-    try:
-        answer = httpx.get(f"{url}/livez", timeout=2.0, trust_env=False)
-        ours = answer.status_code == 200 and answer.json().get("alive") is True
-    except (httpx.HTTPError, ValueError, AttributeError):
-        ours = False
-    if ours:
+    """The gateway of this data directory explains its own ports; otherwise they must be free."""
+    url = _written(settings)
+    if url is not None and _answers(url):
         yield Check("gateway", OK, f"running, {url} answers")
         return
     yield Check("gateway", OK, "not running")
@@ -182,6 +176,14 @@ def _running(settings: Settings) -> Iterator[Check]:
     if orphan is not None:
         found = f"an earlier run may have left process {orphan.pid} behind"
         yield Check("engine", WARNING, found, "The next `loragate up` ends it.")
+
+
+def _answers(url: str) -> bool:
+    try:
+        answer = httpx.get(f"{url}/livez", timeout=2.0, trust_env=False)
+        return answer.status_code == 200 and answer.json().get("alive") is True
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError):
+        return False
 
 
 def _written(settings: Settings) -> str | None:

@@ -5,6 +5,7 @@ The key goes by environment, where `ps` does not show it. Must not start anythin
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,12 @@ class Launch:
 
 
 def need_flags(flags: Sequence[str]) -> None:
-    """CannotStart when a flag meant for vLLM would take something away that the gateway relies on."""
+    """CannotStart for a flag that would take something away that the gateway relies on, or words that are no flags."""
+    if flags and not flags[0].startswith("-"):  # vLLM would take it for a model's name, and serve --model all the same
+        raise CannotStart(
+            f"{flags[0]} is not a flag for vLLM. A model is named with --model {shlex.quote(flags[0])}; "
+            "what goes to vLLM begins with a flag, after --."
+        )
     for flag in flags:
         name = flag.split("=", 1)[0].replace("_", "-")
         if name in OWNED or name.startswith(OWNED_PREFIXES):

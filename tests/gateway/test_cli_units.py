@@ -137,6 +137,38 @@ def test_wrong_use_is_exit_2(argv: list[str]) -> None:
     assert CliRunner().invoke(main, argv).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["statsu"], "No such command 'statsu'. Did you mean 'status'?"),
+        (["adapter", "list"], "No such command 'adapter'. Did you mean 'adapters'?"),
+        (["xyzzy"], "No such command 'xyzzy'."),
+        (["keys", "create", "--name", "a", "--scope", "all"], "'inference', 'training', 'admin'"),
+        (["usage", "--since", "yesterday"], "'yesterday' is no day. Write it as 2026-12-31."),
+    ],
+)
+def test_a_slip_is_told_with_what_would_be_right(argv: list[str], said: str) -> None:
+    result = CliRunner().invoke(main, argv)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+@pytest.mark.parametrize("verb", [["check"], ["register", "--name", "support"]])
+def test_a_folder_that_is_not_here_is_told_before_the_gateway_is_asked(verb: list[str], nowhere: str) -> None:
+    result = CliRunner().invoke(main, ["adapters", *verb, "./no-such-adapter", "--admin-url", nowhere])
+    assert result.exit_code == 1
+    assert "There is no folder ./no-such-adapter here." in result.stderr
+    elsewhere = CliRunner().invoke(main, ["adapters", *verb, "/no/such/adapter", "--admin-url", nowhere])
+    assert elsewhere.exit_code == 3, "a whole path is the gateway's to judge: it may run on another machine"
+
+
+def test_lists_of_commands_are_whole_sentences_and_short_flags_work() -> None:
+    for argv in ([], ["keys"], ["adapters"]):
+        shown = CliRunner().invoke(main, [*argv, "-h"])
+        assert shown.exit_code == 0
+        assert "..." not in shown.stdout.partition("Commands:")[2], shown.stdout
+
+
 def test_something_else_on_the_port_is_said(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"

@@ -130,6 +130,13 @@ def test_a_gateway_is_found_where_it_says_that_it_is(offline: dict[str, str], tm
     assert "admin port:" not in done.stdout
 
 
+def test_a_gateway_of_another_data_directory_is_in_the_way(offline: dict[str, str], tmp_path: Path, web: str) -> None:
+    done = doctor(offline, tmp_path, "--admin-port", web.rpartition(":")[2])
+    assert done.returncode == 1
+    assert "ok       gateway: not running" in done.stdout
+    assert "PROBLEM  admin port: Port" in done.stdout
+
+
 def test_indexes_are_asked_and_their_credentials_never_shown(offline: dict[str, str], tmp_path: Path, web: str) -> None:
     gone, no = f"http://127.0.0.1:{ports.free_port()}/gone", (tmp_path / "no").as_uri()
     environ = {

@@ -115,3 +115,10 @@ def test_the_rank_that_the_engine_takes_is_the_rank_that_adapters_may_have() -> 
     assert engine.max_lora_rank(("--max-lora-rank=32",)) == 32
     with pytest.raises(CannotStart, match="takes a number"):
         engine.max_lora_rank(("--max-lora-rank",))
+
+
+@pytest.mark.parametrize("words", [("./my-model",), ("my-model", "--max-model-len", "4096")])
+def test_a_model_named_without_its_flag_is_not_passed_over(words: tuple[str, ...]) -> None:
+    with pytest.raises(CannotStart, match=rf"is not a flag for vLLM\. A model is named with --model {words[0]};"):
+        engine.need_flags(words)
+    engine.need_flags(("--max-model-len", "4096"))
