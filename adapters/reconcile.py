@@ -169,6 +169,8 @@ class Reconciler:
                 await self.tick(replica.url)
             except ServiceError as exc:
                 _log.warning("reconcile of %s put off: %s", replica.url, exc.message)
+            except Exception as exc:  # whatever it was, the next turn may see it mended
+                _log.error("reconcile of %s failed: %s", replica.url, type(exc).__name__, exc_info=exc)
             with suppress(TimeoutError):
                 # Not wait_for: before Python 3.12 it loses a cancellation that meets the event.
                 async with asyncio.timeout(self._interval_s):

@@ -7,13 +7,16 @@ gone before weights. Must not know HTTP doors or how things are shown.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from adapters import intake, store
 from adapters.db import Database
-from adapters.errors import Conflict, EngineError, InvalidName
+from adapters.errors import Conflict, EngineError, InvalidName, ServiceError
 from adapters.intake import Checked
 from adapters.names import check_public_name, check_version, engine_name
 from adapters.reconcile import Reconciler
@@ -23,6 +26,8 @@ from adapters.store import Wish
 from adapters.types import Adapter, PlacementState, Version, VersionState
 
 MAX_NOTES = 4096
+QUIET_POLL_S = 0.25
+QUIET_MAX_S = 3600.0  # no request lives longer: 131,072 tokens at 40 a second
 
 
 async def _nobody() -> None:
@@ -30,7 +35,11 @@ async def _nobody() -> None:
 
 
 class AdapterService:
-    """One per gateway. `changed` is awaited after every commit that requests must see."""
+    """One per gateway. `changed` is awaited after every commit that requests must see.
+
+    busy: whether any request is being answered now. Files that are no longer wanted wait for its end: vLLM may have
+    put weights out of memory while a request for them is in its queue, and dies when it cannot read them again (tried).
+    """
 
     def __init__(
         self,
@@ -41,6 +50,7 @@ class AdapterService:
         clock: Callable[[], float],
         max_lora_rank: int = 16,
         changed: Callable[[], Awaitable[None]] = _nobody,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._db = db
         self._shelf = shelf
@@ -48,26 +58,28 @@ class AdapterService:
         self._clock = clock
         self._max_lora_rank = max_lora_rank
         self._changed = changed
+        self._busy = busy
+        self._discards: set[asyncio.Task[None]] = set()
         self._intake = asyncio.Lock()  # one folder at a time: it takes a core and the disk
 
     async def recover(self) -> tuple[str, ...]:
         """At start: delete what a crash left in the store, mark versions without files; names of what was swept.
 
-        An empty registry beside a full store means that the database was lost: then no finished folder is touched.
+        An empty registry beside a full store means that the database was lost: then no finished folder is touched,
+        but those that the registry knows to have been removed.
         """
         known = await self._db.read(store.known)
-        loop = asyncio.get_running_loop()
-
-        def is_known(name: str) -> bool:
-            if not known:
-                return True
-            asked = asyncio.run_coroutine_threadsafe(self._db.read(lambda conn: store.known(conn, [name])), loop)
-            return name in asked.result()
-
+        is_known = self._asks(lambda conn, name: name in (store.known if known else store.never_removed)(conn, [name]))
         swept = await asyncio.to_thread(self._shelf.sweep, known, is_known)
         missing = await asyncio.to_thread(self._shelf.missing, known)
         await self._db.write(lambda conn: store.set_damaged(conn, missing))
         return swept
+
+    async def close(self) -> None:
+        """Stop waiting for requests to end; what was not deleted yet is swept at the next start."""
+        for task in self._discards:
+            task.cancel()
+        await asyncio.gather(*self._discards, return_exceptions=True)
 
     async def check(self, source: Path) -> Checked:
         """Would this folder be accepted? Writes nothing. AdapterRejected."""
@@ -138,22 +150,65 @@ class AdapterService:
     async def remove(self, name: str, version: str | None = None) -> tuple[Version, ...]:
         """Remove one version, or the whole adapter; returns what went. NotFound, Conflict for the live version.
 
-        Names go first, then the engines unload, then the files go. An engine that is away unloads when it is back.
+        Names go first, then the engines unload, then the files go: at once, or when the requests of before are over.
+        An engine that is away unloads when it is back.
         """
         gone = await self._db.write(lambda conn: store.remove(conn, name, version, self._clock()))
         await self._changed()
         names = [each.engine_name for each in gone]
         still = await self._db.read(lambda conn: store.known(conn, names))  # a:b and a-b share equal weights
-        for each in sorted(set(names) - still):
+        unwanted = sorted(set(names) - still)
+        for each in unwanted:
             await self._reconciler.unload_everywhere(each)
-            await asyncio.to_thread(self._shelf.remove, each)
+        await self._discard(unwanted)
         return gone
+
+    async def _discard(self, engine_names: Sequence[str]) -> None:
+        """Delete the files of what no row names: now, or in the background once no request can want them."""
+        if not self._busy():
+            await self._delete(engine_names)
+            return
+        task = asyncio.create_task(self._discard_later(engine_names), name="discard")
+        self._discards.add(task)
+        task.add_done_callback(self._discards.discard)
+
+    async def _discard_later(self, engine_names: Sequence[str]) -> None:
+        for _ in range(int(QUIET_MAX_S / QUIET_POLL_S)):
+            if not self._busy():
+                break
+            await asyncio.sleep(QUIET_POLL_S)
+        with suppress(ServiceError):  # swept at the next start
+            known = await self._db.read(lambda conn: store.known(conn, engine_names))
+            for each in sorted(set(engine_names) - known):
+                # Again: a request of before may have had it loaded, and what it left has reached the engine by then.
+                await self._reconciler.unload_everywhere(each)
+            await self._delete(engine_names)
+
+    async def _delete(self, engine_names: Sequence[str]) -> None:
+        is_known = self._asks(lambda conn, name: name in store.known(conn, [name]))
+        for each in engine_names:
+            await asyncio.to_thread(self._shelf.remove, each, is_known)
+
+    def _asks(self, question: Callable[[sa.Connection, str], bool]) -> Callable[[str], bool]:
+        """The registry's answer for a thread that holds the lock of a folder."""
+        loop = asyncio.get_running_loop()
+
+        def asked(name: str) -> bool:
+            return asyncio.run_coroutine_threadsafe(self._db.read(lambda conn: question(conn, name)), loop).result()
+
+        return asked
 
     async def _keep(self, draft: Draft, version: Version, checked: Checked, base: BaseInfo | None) -> None:
         await self._db.read(lambda conn: store.check_clash(conn, version))
         named = base.root if base is not None and base.root is not None else checked.base
         await asyncio.to_thread(draft.place, version.engine_name, checked.config, named)
-        await self._db.write(lambda conn: store.add(conn, version))
+        try:
+            await self._db.write(lambda conn: store.add(conn, version))
+        except ServiceError:
+            draft.close()
+            with suppress(ServiceError):  # swept at the next start
+                await self._discard([version.engine_name])
+            raise
 
     async def _point(self, name: str, version: str, what: str, why: str) -> Adapter:
         found = await self._one(name, version)

@@ -47,17 +47,28 @@ class Shelf:
         """Whether both files of a version are there."""
         return _whole(str(self.path(engine_name)))
 
-    def remove(self, engine_name: str) -> None:
-        """Delete the files of a version; nothing happens where there are none."""
+    def remove(self, engine_name: str, is_known: Callable[[str], bool]) -> None:
+        """Delete the files of a version; nothing happens where there are none.
+
+        `is_known` is asked while the folder is locked: a registration of the same content that came meanwhile keeps it.
+        """
         folder = self.path(engine_name)
         doomed = self.root / f"{_DRAFT}{secrets.token_hex(8)}"
         with _disk():
             try:
-                folder.rename(doomed)  # gone at once and whole; a crash leaves a draft, which the sweep finds
+                lock = _lock(folder)
             except FileNotFoundError:
                 return
-            _sync_directory(self.root)
-            shutil.rmtree(doomed, ignore_errors=True)
+            try:
+                if is_known(engine_name):
+                    return
+                folder.rename(doomed)  # gone at once and whole; a crash leaves a draft, which the sweep finds
+                _sync_directory(self.root)
+                shutil.rmtree(doomed, ignore_errors=True)
+            except FileNotFoundError:  # a sweep was first
+                return
+            finally:
+                os.close(lock)
 
     def missing(self, engine_names: Collection[str]) -> frozenset[str]:
         """Which of `engine_names` lack their files."""
@@ -139,11 +150,11 @@ class Draft:
             return
 
     def close(self) -> None:
-        """Throw away what was not placed and release the lock."""
+        """Throw away what was not placed and release the lock; may be repeated."""
         self._weights.close()
         shutil.rmtree(self._folder, ignore_errors=True)  # gone already where it was placed
-        for lock in self._locks:
-            os.close(lock)
+        while self._locks:
+            os.close(self._locks.pop())
 
 
 def _whole(folder: str) -> bool:

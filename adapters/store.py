@@ -229,6 +229,11 @@ def removed(conn: sa.Connection, engine_names: Collection[str]) -> frozenset[str
     return _chunked(conn, events, engine_names, events.c.what == "removed") - known(conn, engine_names)
 
 
+def never_removed(conn: sa.Connection, engine_names: Collection[str]) -> frozenset[str]:
+    """Which of `engine_names` are not known to have been removed."""
+    return frozenset(engine_names) - removed(conn, engine_names)
+
+
 def _chunked(
     conn: sa.Connection, table: sa.Table, engine_names: Collection[str] | None, *where: sa.ColumnElement[bool]
 ) -> frozenset[str]:

@@ -100,10 +100,7 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
             proxy.snapshot = snapshot
 
         refresher = Refresher(db, settings, swap=swap, base=loader.base_id, wall=wall)
-        shelf = Shelf(settings.adapter_store)
-        adapters = AdapterService(
-            db, shelf, reconciler, clock=wall, max_lora_rank=settings.adapters.max_lora_rank, changed=refresh.now
-        )
+        adapters = _open_adapters(settings, db, reconciler, refresh.now, proxy, stack)
         await adapters.recover()
         await stack.enter_async_context(refresher)
         refresh.bind(refresher.refresh)
@@ -169,6 +166,27 @@ def _open_fleet(
         stack.push_async_callback(upstream.aclose)
         replicas.append(Replica(engine.url, upstream))
     return Fleet(replicas, settings.health)
+
+
+def _open_adapters(
+    settings: Settings,
+    db: Database,
+    reconciler: Reconciler,
+    changed: Callable[[], Awaitable[None]],
+    proxy: Proxy,
+    stack: AsyncExitStack,
+) -> AdapterService:
+    adapters = AdapterService(
+        db,
+        Shelf(settings.adapter_store),
+        reconciler,
+        clock=time.time,
+        max_lora_rank=settings.adapters.max_lora_rank,
+        changed=changed,
+        busy=lambda: proxy.admission.in_flight > 0,
+    )
+    stack.push_async_callback(adapters.close)
+    return adapters
 
 
 def _open_admission(settings: Settings, loop: asyncio.AbstractEventLoop) -> Admission:

@@ -76,10 +76,15 @@ class Refresher:
                 await self.refresh()
                 self.trouble = None
             except ServiceError as error:
-                # Known keys and models keep working from memory; /readyz turns red.
-                if self.trouble is None:
-                    log.warning("the registry cannot be read: %s", error.message)
-                self.trouble = f"the registry cannot be read: {error.message}"
+                self._failed(error.message)
+            except Exception as error:  # a row changed by hand, for one: the loop must live to see it mended
+                self._failed(f"a row in it is not as this program writes it ({type(error).__name__})", error)
+
+    def _failed(self, why: str, cause: Exception | None = None) -> None:
+        """Known keys and models keep working from memory; /readyz turns red."""
+        if self.trouble is None:
+            log.warning("the registry cannot be read: %s", why, exc_info=cause)
+        self.trouble = f"the registry cannot be read: {why}"
 
 
 def _limits(given: ModelLimits) -> Limits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -212,3 +213,16 @@ async def test_a_change_in_the_registry_is_brought_to_the_engines_without_waitin
     assert all(view.resident == {name} for view in rig.reconciler.residency.values())
     with pytest.raises(TypeError):
         rig.reconciler.residency["x"] = seen  # type: ignore[index]
+
+
+async def test_the_loop_outlives_what_nobody_thought_of(db: Database, tmp_path: Path, clock: Clock) -> None:
+    odd = json.dumps({"data": [{"id": "demo-base"}, {"id": "\ud800", "parent": "demo-base"}]})  # no text for a database
+    async with rigged(db, tmp_path / "adapters", clock, FakeVLLM(), loops=True) as rig:
+        (engine,) = rig.engines
+        await rig.reconciler.probed()
+        engine.script(Fault.STATUS, path="/v1/models", status=200, body=odd.encode())
+        async with asyncio.timeout(5):
+            rig.reconciler.wake()
+            await rig.until(lambda: "\ud800" in rig.reconciler.residency[engine.url].resident)
+            rig.reconciler.wake()
+            await rig.until(lambda: not rig.reconciler.residency[engine.url].resident)

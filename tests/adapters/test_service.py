@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ import sqlalchemy as sa
 
 from adapters import revision, store
 from adapters.db import Database
-from adapters.errors import AdapterRejected, Conflict, EngineError, InvalidName, NotFound
+from adapters.errors import AdapterRejected, Conflict, EngineError, InvalidName, NotFound, RegistryBusy
+from adapters.service import AdapterService
 from adapters.types import Adapter, PlacementState, VersionState
+from tests import databases
 from tests.adapters.conftest import Clock, Rig, rigged
 from tests.adapters.folders import usual, write
 from tests.fake_vllm import FakeVLLM, Fault
@@ -165,6 +168,66 @@ async def test_remove_one_version_or_all(rig: Rig, first: Path, second: Path) ->
     assert all(list(engine.loaded) == [one.engine_name] for engine in rig.engines)
     await rig.reconciler.tick(rig.engines[0].url)
     assert list(rig.engines[0].loaded) == [one.engine_name]  # the old removal is not held against it
+
+
+async def test_what_is_registered_again_while_it_is_removed_keeps_its_files(rig: Rig, first: Path) -> None:
+    made = (await rig.service.register(first, "a")).versions[0]
+    for engine in rig.engines:  # the engines take their time over the unload
+        engine.script(Fault.STALL_BEFORE_HEAD, path="/v1/unload_lora_adapter")
+    removing = asyncio.create_task(rig.service.remove("a"))
+    await asyncio.gather(*(engine.seen(len(engine.requests) + 1) for engine in rig.engines))
+    registering = asyncio.create_task(rig.service.register(first, "a"))
+    while not await rig.db.read(store.known):
+        await asyncio.sleep(0.005)
+    for engine in rig.engines:
+        await engine.restart()
+    assert [version.version for version in await removing] == [made.version]
+    await asyncio.wait([registering])  # its load may have met the restart
+    registering.exception()
+    assert rig.shelf.missing(await rig.db.read(store.known)) == frozenset()
+    assert await rig.db.read(store.known) == {made.engine_name}
+
+
+async def test_files_stay_while_a_request_may_still_want_them(rig: Rig, first: Path, second: Path) -> None:
+    answering = ["a request"]
+    service = AdapterService(
+        rig.db, rig.shelf, rig.reconciler, clock=rig.clock, changed=rig.service._changed, busy=lambda: bool(answering)
+    )
+    one = (await service.register(first, "a")).versions[0]
+    two = (await service.register(second, "b")).versions[0]
+    await service.remove("a")
+    await service.remove("b")
+    await service.register(second, "b")  # and so it is wanted again
+    assert rig.shelf.missing([one.engine_name, two.engine_name]) == frozenset()
+    rig.engines[0].loaded[one.engine_name] = "by the request that was waiting"
+    answering.clear()
+    await asyncio.gather(*service._discards)
+    assert rig.shelf.missing([one.engine_name, two.engine_name]) == {one.engine_name}
+    assert [set(engine.loaded) for engine in rig.engines] == [{two.engine_name}] * 2
+    answering.append("another")
+    await service.remove("b")
+    await service.close()
+    assert rig.shelf.holds(two.engine_name)
+    assert await service.recover() == (two.engine_name,)  # the next start, though nothing else is registered
+
+
+async def test_a_row_that_cannot_be_written_leaves_no_files(tmp_path: Path, clock: Clock, first: Path) -> None:
+    file = tmp_path / "busy" / "loragate.db"
+    db = Database.open(databases.sqlite(file), busy_timeout_s=0.02)
+    other = sqlite3.connect(file, isolation_level=None)
+    async with rigged(db, tmp_path / "adapters", clock, FakeVLLM()) as rig:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(RegistryBusy):
+            await rig.service.register(first, "a")
+        assert os.listdir(rig.shelf.root) == []
+        other.execute("ROLLBACK")
+        await rig.service.register(first, "a")
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(RegistryBusy):  # the same content again: its files have a row
+            await rig.service.register(first, "a")
+        assert rig.shelf.missing(await rig.db.read(store.known)) == frozenset()
+    other.close()
+    db.close()
 
 
 async def test_load_and_unload(rig: Rig, first: Path, second: Path) -> None:

@@ -64,9 +64,15 @@ def test_placing_again_mends_a_damaged_folder(shelf: Shelf) -> None:
 
 def test_remove_is_whole_and_may_be_repeated(shelf: Shelf) -> None:
     _place(shelf)
-    shelf.remove(NAME)
-    shelf.remove(NAME)
+    shelf.remove(NAME, lambda name: name != NAME)
+    shelf.remove(NAME, lambda name: name != NAME)
     assert os.listdir(shelf.root) == []
+
+
+def test_what_was_registered_again_meanwhile_is_not_removed(shelf: Shelf) -> None:
+    _place(shelf)
+    shelf.remove(NAME, lambda name: name == NAME)
+    assert shelf.holds(NAME)
 
 
 @pytest.mark.parametrize("name", ["..", "customer-service", "../x@0123456789ab", ".draft-1", "a/b@0123456789ab", ""])

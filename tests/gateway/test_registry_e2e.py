@@ -1,0 +1,76 @@
+"""The registry under a whole gateway: what happens to requests, engines and the disk when adapters come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.fake_vllm import FakeVLLM, Fault
+from tests.gateway.plane import CHAT, ask
+from tests.gateway.running import Running, running
+from tests.gateway.tiny_lora import tiny_lora
+
+ADAPTERS = "/admin/v1/adapters"
+
+
+async def _registered(gateway: Running, folder: Path, name: str = "support", **body: object) -> str:
+    """Register `folder`; the engine's name of its version."""
+    async with gateway.admin() as http:
+        made = await http.post(ADAPTERS, json={"source": str(folder), "name": name, **body})
+    assert made.status_code == 201, made.text
+    return f"{name}@{made.json()['versions'][0]['version']}"
+
+
+async def _until(gateway: Running, wanted: str) -> None:
+    """Until /readyz gives a reason with these words; "" for none."""
+    async with asyncio.timeout(5):
+        while True:
+            reasons = " ".join(gateway.started.gateway.health.ready()[1]["reasons"])
+            if wanted in reasons and bool(wanted) == bool(reasons):
+                return
+            await asyncio.sleep(0.01)
+
+
+@contextmanager
+def _by_hand(data_dir: Path) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(data_dir / "loragate.db", isolation_level=None)) as db:
+        yield db
+        db.execute("UPDATE revision SET n = n + 1")
+
+
+async def test_a_row_spoilt_by_hand_is_said_and_its_mending_is_seen(tmp_path: Path) -> None:
+    async with FakeVLLM() as engine, running(tmp_path, [engine]) as gateway, await gateway.http() as http:
+        with _by_hand(tmp_path) as db:
+            db.execute("UPDATE api_keys SET models = 'nonsense'")
+        await _until(gateway, "the registry cannot be read: a row in it")
+        assert (await http.get("/v1/models")).status_code == 200
+        with _by_hand(tmp_path) as db:
+            db.execute("UPDATE api_keys SET models = NULL, revoked_at = 1")
+        await _until(gateway, "")
+        assert (await http.get("/v1/models")).status_code == 401
+
+
+async def test_weights_stay_on_disk_until_the_requests_of_before_are_over(tmp_path: Path) -> None:
+    """vLLM dies of a request in its queue whose adapter it has to read again and cannot (tried with 0.32.0)."""
+    async with FakeVLLM() as engine, running(tmp_path / "data", [engine]) as gateway:
+        name = await _registered(gateway, tiny_lora(tmp_path / "lora"), promote=True)
+        folder = tmp_path / "data" / "adapters" / name
+        engine.script(Fault.STALL_BEFORE_HEAD, path=CHAT)
+        async with await gateway.http() as http, gateway.admin() as admin:
+            waiting = asyncio.create_task(http.post(CHAT, json=ask(CHAT, model="support")))
+            await engine.working(1)
+            assert (await admin.delete(f"{ADAPTERS}/support")).status_code == 200
+            assert (await http.post(CHAT, json=ask(CHAT, model="support"))).status_code == 404
+            assert engine.loaded == {}
+            assert folder.is_dir()
+            await engine.restart()
+            with_an_error: httpx.Response = await waiting
+            assert with_an_error.status_code >= 500
+            async with asyncio.timeout(5):
+                while list(folder.parent.iterdir()):
+                    await asyncio.sleep(0.01)
