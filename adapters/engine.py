@@ -49,6 +49,10 @@ class EngineClient:
     def __repr__(self) -> str:
         return f"EngineClient({self.url})"
 
+    def path(self, engine_name: str) -> str:
+        """Where this engine finds a version: what it must show as the `root` of it."""
+        return str(self._adapter_dir / engine_name)
+
     async def models(self) -> tuple[EngineModel, ...]:
         """The base models and the adapters this engine knows now; EngineError, EngineUnreachable."""
         status, text = await self._ask("GET", "/v1/models", None, PROBE_TIMEOUT_S)
@@ -78,9 +82,10 @@ class EngineClient:
         """Load a version from the store; done when it returns, also where it was loaded before. EngineError."""
         if not is_engine_name(engine_name):
             raise ValueError(engine_name)  # a bug: the engine would take other text for a hub repository
-        body = {"lora_name": engine_name, "lora_path": str(self._adapter_dir / engine_name)}
+        body = {"lora_name": engine_name, "lora_path": self.path(engine_name)}
         status, text = await self._ask("POST", "/v1/load_lora_adapter", body, LOAD_TIMEOUT_S)
-        # 400 "already" is a success because the name is made from the content: it can be nothing else.
+        # 400 "already" is a success because the name is made from the content. One that somebody else loaded from
+        # another place shows itself in the model list, and the replica unloads it first.
         if status == 200 or (status == 400 and "already been loaded" in text):
             return
         _log.warning("engine %s: load of %s answered %d: %s", self.url, engine_name, status, text[:2000])

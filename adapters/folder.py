@@ -32,6 +32,8 @@ _IGNORED = re.compile(
 _PICKLES = re.compile(r".*\.(bin|pt|pth|pkl|pickle|ckpt)")
 _WHOLE_MODEL = re.compile(r"model.*\.safetensors|pytorch_model.*")
 
+_BELOW = re.compile(r"checkpoint-[0-9]+|pissa_converted", re.ASCII)
+
 _ONLY_TWO = f"Register a folder with {CONFIG} and {WEIGHTS} only."
 _PISSA = "Register the folder pissa_converted beside it (pissa_convert: true in LLaMA-Factory)."
 _SAFETENSORS = "Save the adapter as safetensors (save_safetensors: true) and register that folder."
@@ -94,7 +96,7 @@ def _refuse_incomplete(path: Path, here: set[str]) -> NoReturn:
     if WEIGHTS not in here and any(_PICKLES.fullmatch(name) for name in here):
         _refuse("pickle_weights", "its only weights are pickles, which can run code when loaded", _SAFETENSORS)
     missing = " and ".join(name for name in (CONFIG, WEIGHTS) if name not in here)
-    below = sorted(name for name in here if name.startswith(("checkpoint-", "pissa_converted")))
+    below = sorted(name for name in here if _BELOW.fullmatch(name))
     nearest = f"Try {path / below[-1]}." if below else "Register the output_dir of a LoRA training run."
     _refuse("not_an_adapter", f"{path} has no {missing}", nearest)
 

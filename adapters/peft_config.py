@@ -159,7 +159,8 @@ def _pattern(each: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _local_or_hub(value: Any) -> bool:
-    return _text(value) and (value is None or "://" not in value)
+    # It is shown to people: no control characters, and no half of a surrogate pair, which no answer can hold.
+    return value is None or (_text(value) and "://" not in value and value.isprintable())
 
 
 _TYPE = "Save the adapter again with PEFT; this key has a value it never writes."
@@ -173,7 +174,7 @@ _RULES: Mapping[str, _Rule] = {
         lambda value: value in (None, "CAUSAL_LM"), "task_type", "Only adapters that write text (CAUSAL_LM) are served."
     ),
     "base_model_name_or_path": _Rule(
-        _local_or_hub, "base_mismatch", "Name the base by hub id or path, not by address."
+        _local_or_hub, "base_mismatch", "Name the base by a plain hub id or path, not by address."
     ),
     "r": _Rule(_rank, "rank", f"A rank is a whole number from 1 to {MAX_RANK}."),
     "lora_alpha": _Rule(_positive, "config_type", "Use a positive number for lora_alpha."),

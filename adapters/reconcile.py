@@ -148,11 +148,11 @@ class Reconciler:
         await replica.probe()
         if replica.base is None or self.residency[url].state is not ReplicaState.READY:
             return
-        resident, failed = replica.resident, replica.failed
+        resident, failed = replica.resident | replica.elsewhere, replica.failed
         wanted = await self._db.read(lambda conn: self._wanted(conn, resident, failed))
         replica.forget_failures(failed - wanted.known)
         todo = plan(wanted, replica.resident, replica.waiting(), replica.base.id)
-        replica.foreign = todo.foreign
+        replica.foreign = todo.foreign | (replica.elsewhere - wanted.known)
         self._publish()
         for name in todo.unload:
             with suppress(EngineError):  # logged by the client; the next turn tries again

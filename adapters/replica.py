@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from adapters.engine import EngineClient, EngineModel, EngineUnreachable
 from adapters.errors import EngineError, ServiceError
+from adapters.names import is_engine_name
 from adapters.types import ReplicaState, ReplicaView
 
 BACKOFF_FIRST_S = 1.0
@@ -35,6 +36,7 @@ class Replica:
         self.base_names: frozenset[str] = frozenset()  # the base's id and its aliases
         self.resident: frozenset[str] = frozenset()
         self.foreign: frozenset[str] = frozenset()  # set by the reconciler, which knows the registry
+        self.elsewhere: frozenset[str] = frozenset()  # loaded there, under names like ours, from other folders
         self.refusal = ""  # set by the reconciler, which knows the pool
         self.reachable = False
         self.probed = asyncio.Event()  # the first probe has ended, one way or the other
@@ -45,6 +47,7 @@ class Replica:
         self._moves = 0  # loads and unloads that ended; a model list asked for before one is stale
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, _Failure] = {}
+        self._claimed: set[str] = set()  # taken from `elsewhere` once: whoever insists may have it
 
     def view(self) -> ReplicaView:
         """All of it, frozen."""
@@ -79,11 +82,22 @@ class Replica:
                 self.reachable, self._reason = True, ""
                 self.base = bases[0]
                 self.base_names = frozenset(model.id for model in bases)
-                self.resident = frozenset(model.id for model in models if model.parent is not None)
+                self._list([model for model in models if model.parent is not None])
                 for name in self.resident & self._failures.keys():
                     del self._failures[name]
         self.probed.set()
         self._changed()
+
+    def _list(self, adapters: list[EngineModel]) -> None:
+        """Weights from another folder may be others, or be gone when vLLM reads them again, and it dies of that."""
+        self.elsewhere = frozenset(
+            model.id
+            for model in adapters
+            if is_engine_name(model.id)
+            and model.root not in (None, self.client.path(model.id))
+            and model.id not in self._claimed
+        )
+        self.resident = frozenset(model.id for model in adapters) - self.elsewhere
 
     async def load(self, engine_name: str) -> None:
         """Have `engine_name` resident; callers that come while it loads share that load. EngineError."""
@@ -141,10 +155,14 @@ class Replica:
         try:
             async with self._serial:
                 try:
+                    if engine_name in self.elsewhere:
+                        self._claimed.add(engine_name)
+                        await self.client.unload(engine_name)
                     await self.client.load(engine_name)
                 finally:
                     self._moves += 1
             self.resident |= {engine_name}
+            self.elsewhere -= {engine_name}
             self._failures.pop(engine_name, None)
         except EngineUnreachable as exc:
             self._lose(exc.message)
@@ -165,7 +183,8 @@ class Replica:
     def _lose(self, reason: str) -> None:
         """An engine that comes back may have been restarted: nothing that it had is taken for granted."""
         self.reachable, self._reason = False, reason
-        self.resident = self.foreign = frozenset()
+        self.resident = self.foreign = self.elsewhere = frozenset()
+        self._claimed.clear()
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:

@@ -37,7 +37,7 @@ def assemble(
         pinned = f"{version.name}@{version.version}"
         target = _target(version, pinned, before.versions.get(pinned), limits)
         versions[pinned if pinned != target.engine_name else target.engine_name] = target
-        if version.live:
+        if version.live and target.name != public:  # registered before an engine said that this is the base's name
             models[target.name] = target
     return Snapshot(before.serial + 1, public, keys, _same(before.models, models), _same(before.versions, versions))
 

@@ -91,7 +91,10 @@ class Loader:
             self._opened()
 
     def ensure(self, target: Target) -> asyncio.Future[None]:
-        """Have `target` loaded on the least busy ready replica; all who ask at once share one load. ModelLoading."""
+        """Have `target` loaded on the least busy ready replica that takes it; all who ask at once share one load.
+
+        ModelLoading.
+        """
         return self._start(self._ensure(target))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -107,22 +110,31 @@ class Loader:
 
     async def _ensure(self, target: Target) -> None:
         ready = [r for r in self._fleet.replicas if r.state is ReplicaState.READY]
-        if self._reconciler is None or not ready:
-            raise _loading(target, 5)
-        replica = min(ready, key=lambda r: r.outstanding)
-        started = self._clock()
+        started, wait_s = self._clock(), 5
+        try:
+            async with asyncio.timeout(LOAD_TIMEOUT_S):
+                for replica in sorted(ready, key=lambda r: r.outstanding):
+                    wait_s = await self._load(target, replica)
+                    if not wait_s:
+                        self._metrics.adapter_load_seconds.observe(self._clock() - started)
+                        return
+        except TimeoutError:
+            pass
+        raise _loading(target, wait_s)
+
+    async def _load(self, target: Target, replica: Replica) -> int:
+        """0 once `replica` has it, else the seconds until it is worth asking again."""
+        if self._reconciler is None:
+            return 5
         if target.engine_name in self._reconciler.residency[replica.url].resident - replica.resident:
             self._reconciler.lost(target.engine_name, replica.url)
         try:
-            async with asyncio.timeout(LOAD_TIMEOUT_S):
-                await self._reconciler.ensure(target.engine_name, replica.url)
-        except TimeoutError:
-            raise _loading(target, 5) from None
+            await self._reconciler.ensure(target.engine_name, replica.url)
         except ServiceError as error:
             log.warning("%s could not be loaded on %s: %s", target.engine_name, replica.url, error.message)
-            raise _loading(target, error.retry_after_s or 5) from None
-        self._metrics.adapter_load_seconds.observe(self._clock() - started)
+            return error.retry_after_s or 5
         replica.resident |= {target.engine_name}
+        return 0
 
 
 def _loading(target: Target, retry_after_s: int) -> ModelLoading:

@@ -40,6 +40,7 @@ class Refresher:
         self._base = base
         self._wall = wall
         self._seen: tuple[int, str | None] = (-1, None)
+        self._read_at = 0.0  # unix seconds
         self._one_at_a_time = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self.trouble: str | None = None  # why the registry cannot be read now
@@ -60,12 +61,13 @@ class Refresher:
         async with self._one_at_a_time:
             base = self._base()
             seen = (await revision.current(self._db), base)
-            if seen == self._seen:
-                return
             before, now = self.snapshot, self._wall()
+            # A clock that was set back: keys that had expired by the wrong time have not.
+            if seen == self._seen and now >= self._read_at:
+                return
             snapshot = await self._db.read(lambda conn: assemble(conn, before, base, self._limits, now))
             # Read before the rows were: a change in between only means one more look.
-            self._seen = seen
+            self._seen, self._read_at = seen, now
             self.snapshot = snapshot
             self._swap(snapshot)
 

@@ -33,6 +33,7 @@ def _reason(folder: Path, base: BaseInfo | None, max_lora_rank: int = 16) -> str
     message = caught.value.message
     # A sentence that says what is wrong, then one that says what to do.
     assert re.search(r"[.] [A-Z].*[.]$", message), message
+    assert message.isprintable(), ascii(message)
     assert before is None or sorted(os.listdir(folder)) == before
     return caught.value.reason
 
@@ -80,6 +81,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "code": (lambda f: _add(f, "modeling_custom.py"), "unexpected_file"),
     "library": (lambda f: _add(f, "kernel.so"), "unexpected_file"),
     "name with a newline": (lambda f: _add(f, "x\ny"), "unexpected_file"),
+    "no weights, an odd checkpoint": (
+        lambda f: os.mkdir(os.fsencode(_drop(f, W)) + b"/checkpoint-\xff\x1b[2J"),
+        "not_an_adapter",
+    ),
     "other weights": (lambda f: _add(f, "second.safetensors"), "unexpected_file"),
     "reward model": (lambda f: _add(f, "value_head.safetensors"), "reward_model"),
     "weights are a link": (lambda f: _link(f, W), "symlink"),
@@ -162,6 +167,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"load_from": "http://x"}, "unknown_key"),
     "classifier": ({"task_type": "SEQ_CLS"}, "task_type"),
     "base by address": ({"base_model_name_or_path": "https://x/y"}, "base_mismatch"),
+    "base that moves the cursor": ({"base_model_name_or_path": "\x1b]0;x\x07"}, "base_mismatch"),
+    "base that is no text": ({"base_model_name_or_path": "\ud800"}, "base_mismatch"),
     "rank 0": ({"r": 0}, "rank"),
     "rank 513": ({"r": 513}, "rank"),
     "rank true": ({"r": True}, "rank"),

@@ -226,3 +226,19 @@ async def test_the_loop_outlives_what_nobody_thought_of(db: Database, tmp_path: 
             await rig.until(lambda: "\ud800" in rig.reconciler.residency[engine.url].resident)
             rig.reconciler.wake()
             await rig.until(lambda: not rig.reconciler.residency[engine.url].resident)
+
+
+async def test_weights_of_our_name_from_another_folder_are_replaced_by_ours(rig: Rig, tmp_path: Path) -> None:
+    name = await _live(rig, tmp_path)
+    engine, ours = rig.engines[0], str(rig.shelf.path(name))
+    engine.loaded[name] = "/a/data/directory/of/before"
+    await rig.reconciler.tick(engine.url)
+    assert engine.loaded == {name: ours}
+    assert name in rig.reconciler.residency[engine.url].resident
+    engine.loaded[name] = "/of/another/gateway"  # which would take it back each time
+    await rig.reconciler.tick(engine.url)
+    assert engine.loaded == {name: "/of/another/gateway"}
+    assert name in rig.reconciler.residency[engine.url].resident
+    await engine.restart()
+    await rig.reconciler.tick(engine.url)
+    assert engine.loaded == {name: ours}

@@ -114,3 +114,16 @@ async def test_a_removed_version_and_changed_limits_are_seen(filled: Database) -
 def _there(key: ApiKey | None) -> ApiKey:
     assert key is not None
     return key
+
+
+async def test_an_adapter_never_answers_to_the_name_of_the_base(db: Database) -> None:
+    version = _version("demo-base", 1, base=None)  # registered before an engine had said its base
+
+    def write(conn: sa.Connection) -> None:
+        adapter_store.add(conn, version)
+        adapter_store.point(conn, version.name, version.version, 1.0, "promoted")
+
+    await db.write(write)
+    snapshot = await _assemble(db)
+    assert snapshot.models["demo-base"].version is None
+    assert list(snapshot.versions) == [version.engine_name]

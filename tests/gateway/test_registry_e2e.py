@@ -10,6 +10,13 @@ from pathlib import Path
 
 import httpx
 
+from adapters.db import Database
+from gateway import store
+from gateway.refresh import Refresher
+from gateway.settings import load
+from gateway.store import ApiKey, Grant
+from gateway.v1.snapshot import Snapshot
+from tests import databases
 from tests.fake_vllm import FakeVLLM, Fault
 from tests.gateway.plane import CHAT, ask
 from tests.gateway.running import Running, running
@@ -74,3 +81,33 @@ async def test_weights_stay_on_disk_until_the_requests_of_before_are_over(tmp_pa
             async with asyncio.timeout(5):
                 while list(folder.parent.iterdir()):
                     await asyncio.sleep(0.01)
+
+
+async def test_an_engine_that_cannot_load_does_not_stand_in_the_way_of_one_that_can(tmp_path: Path) -> None:
+    async with FakeVLLM() as bad, FakeVLLM() as good, running(tmp_path / "data", [bad, good]) as gateway:
+        bad.script(Fault.STATUS, times=None, path="/v1/load_lora_adapter")
+        name = await _registered(gateway, tiny_lora(tmp_path / "lora"))
+        good.loaded.clear()  # as after a restart: nobody loads again by himself what is not live
+        async with await gateway.http() as http:
+            for _ in range(4):
+                answer = await http.post(CHAT, json=ask(CHAT, model=name))
+                assert (answer.status_code, answer.headers["x-loragate-model"]) == (200, name)
+        assert list(good.loaded) == [name]
+
+
+async def test_keys_that_expired_by_a_wrong_clock_are_back_when_it_is_right(tmp_path: Path) -> None:
+    clock = [1_800_000_000.0]
+    seen: list[Snapshot] = []
+    db = Database.open(databases.sqlite(tmp_path / "loragate.db"))
+    key = ApiKey("k" * 12, Grant("x", frozenset({"inference"}), expires_at=clock[0] + 60), bytes(32), clock[0])
+    await db.write(lambda conn: store.add_key(conn, key))
+    settings = load({}, flags={"data_dir": str(tmp_path)})
+    clock[0] += 3600
+    async with Refresher(db, settings, swap=seen.append, base=lambda: None, wall=lambda: clock[0]) as refresher:
+        assert not seen[-1].keys
+        clock[0] -= 3600
+        await refresher.refresh()
+        assert list(seen[-1].keys) == [key.id]
+        await refresher.refresh()
+        assert len(seen) == 2  # nothing new: not read again
+    db.close()
