@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,9 @@ def _change(gateway: Session, name: str, verb: str, body: dict[str, str]) -> Non
 
 def _place(source: str) -> str:
     """A folder here is named as the gateway can find it from its own working directory; a path there goes as it is."""
-    path = Path(source).expanduser()
-    if not path.exists() and not path.is_absolute():
+    # os.path, which answers False where Path.exists raises: a name too long, a folder that only the gateway may enter.
+    path = Path(os.path.expanduser(source))
+    if not os.path.exists(path) and not path.is_absolute():
         raise Refused(
             f"There is no folder {source} here. Name a folder, or give its whole path on the gateway's machine."
         )

@@ -123,9 +123,10 @@ class AdminClient:
         try:
             parts = urlsplit(self._place.url)
             host, port = parts.hostname, parts.port
+            (host or "").encode("idna")  # what the resolver will do, too late for a sentence about the address
         except ValueError:
             host, port, parts = None, None, urlsplit("")
-        if host is None or parts.scheme not in ("http", "https"):
+        if host is None or not host.isprintable() or " " in host or parts.scheme not in ("http", "https"):
             raise Refused(f"{self._place.url} is not an address such as {DEFAULT_URL}.")
         if parts.scheme == "https":
             return http.client.HTTPSConnection(host, port, timeout=timeout_s)

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 import click
+
+
+def document(value: object) -> None:
+    """The one document of --json; in ASCII where stdout cannot hold all of it."""
+    shown = json.dumps(value, ensure_ascii=False, indent=2)
+    try:
+        shown.encode(_encoding())
+    except UnicodeEncodeError:  # no UTF-8 there, or a file name that is no text
+        shown = json.dumps(value, indent=2)
+    click.echo(shown)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -42,14 +54,19 @@ def more(items: Sequence[object], has_more: bool, after: object) -> None:
 
 
 def text(value: object) -> str:
-    """A cell: `-` for nothing, and no control characters."""
+    """A cell: `-` for nothing, no control characters, and nothing that stdout has no bytes for."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(text(item) for item in value) or "-"
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+    return shown.encode(_encoding(), "replace").decode(_encoding())
+
+
+def _encoding() -> str:
+    return getattr(sys.stdout, "encoding", None) or "utf-8"  # None: a closed stdout
 
 
 def moment(seconds: object) -> str:

@@ -6,7 +6,6 @@ With --json stdout carries exactly one document, also when the gateway refuses; 
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec
 
 import click
 
+from gateway.cli import output
 from gateway.cli.client import AdminClient, Refused, find
 
 P = ParamSpec("P")
@@ -41,7 +41,7 @@ class Session:
     def show(self, document: dict[str, Any], for_people: Callable[[dict[str, Any]], None]) -> None:
         """The one document of --json, or what people read."""
         if self.as_json:
-            click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+            output.document(document)
         else:
             for_people(document)
 
@@ -59,7 +59,7 @@ def session(command: Callable[Concatenate[Session, P], None]) -> Callable[P, Non
             command(Session(client, as_json), *args, **kwargs)
         except Refused as refusal:
             if as_json:
-                click.echo(json.dumps(refusal.document, ensure_ascii=False, indent=2))
+                output.document(refusal.document)
             raise
 
     return run  # type: ignore[return-value]  # click calls it by keyword with the three options added

@@ -50,7 +50,7 @@ async def loragate(room: AdminRoom, *argv: str, **environ: str) -> Ran:
     )
     stdout, stderr = await child.communicate()
     assert child.returncode is not None
-    return Ran(child.returncode, stdout.decode(), stderr.decode())
+    return Ran(child.returncode, stdout.decode(errors="replace"), stderr.decode())
 
 
 async def test_the_life_of_a_key(room: AdminRoom) -> None:
@@ -75,6 +75,15 @@ async def test_the_life_of_a_key(room: AdminRoom) -> None:
     table = await loragate(room, "keys", "list")
     assert key["id"] in table.stdout
     assert token not in table.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+async def test_a_terminal_without_utf_8_is_no_reason_to_fail(room: AdminRoom, encoding: str) -> None:
+    await loragate(room, "keys", "create", "--name", "客服 café")
+    shown = await loragate(room, "keys", "list", PYTHONIOENCODING=encoding)
+    assert (shown.code, shown.stderr, "?? caf" in shown.stdout) == (0, "", True)
+    as_json = await loragate(room, "keys", "list", "--json", PYTHONIOENCODING=encoding)
+    assert (as_json.code, as_json.document()["data"][0]["name"]) == (0, "客服 café")
 
 
 async def test_a_refusal_is_one_sentence_and_exit_1(room: AdminRoom) -> None:

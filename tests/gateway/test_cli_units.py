@@ -64,7 +64,10 @@ def test_where_the_gateway_is(tmp_path: Path) -> None:
     assert "lg-file" not in repr(from_files)
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "localhost:8001", "http://", "http://[", "http://x:99999", "file:///etc"])
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://x", "localhost:8001", "http://", "http://[", "http://x:99999", "file:///etc", "http://a b", "http://.x"],
+)
 def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(Refused, match="not an address"):
         AdminClient(Place(url, "k", "test")).call("GET", "/livez")
@@ -130,6 +133,16 @@ def test_nothing_listening_is_exit_3_and_one_sentence(nowhere: str, tmp_path: Pa
     as_json = CliRunner().invoke(main, ["keys", "list", "--json"], env=env)
     assert as_json.exit_code == 3
     assert json.loads(as_json.stdout)["error"]["code"] == "gateway_unreachable"
+
+
+@pytest.mark.parametrize(
+    ("source", "code"), [("a" * 5000, 1), ("/" + "a" * 5000, 3), ("~nobody-of-this-name/x", 1), ("caf\udce9", 1)]
+)
+def test_a_folder_that_cannot_be_looked_at_is_a_sentence(nowhere: str, tmp_path: Path, source: str, code: int) -> None:
+    argv = ["adapters", "check", source, "--json", "--admin-url", nowhere, "--data-dir", str(tmp_path)]
+    result = CliRunner().invoke(main, argv)
+    assert (result.exit_code, type(result.exception)) == (code, SystemExit)
+    assert json.loads(result.stdout)["error"]["message"]
 
 
 @pytest.mark.parametrize("argv", [["keys", "create"], ["nothing"], ["keys", "list", "--limit", "0"], ["--what"]])
