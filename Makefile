@@ -58,9 +58,11 @@ help:                    ## this list
 .venv/pins: configs/environments/gateway.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	{ echo "loragate needs Python 3.11 or newer. Install one, then say: make up PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@echo "Making .venv with $$($(PYTHON) --version) and compiling the hot path (one to two minutes, the first time) …"
+	@echo "Making .venv with $$($(PYTHON) --version) …"
 	@$(PYTHON) -m venv .venv
-	@$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r configs/environments/gateway.txt
+	@echo "Installing what the gateway needs …"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r configs/environments/gateway.txt || \
+	{ echo "pip could not install it, for the reason above. Check the network, the proxy and pip's index, then start again." >&2; exit 1; }
 	@touch $@
 
 # Installed, not linked to the source: `make up` and `make bench` run what users run. Tests run the source itself.

@@ -12,6 +12,7 @@ cp -R pyproject.toml README.md LICENSE adapters configs gateway training "$work/
 find "$work" -name __pycache__ -prune -exec rm -rf {} +
 $pip install -r configs/environments/build.txt
 if [ "${LORAGATE_COMPILE:-1}" = 1 ] && command -v "${CC:-cc}" >/dev/null; then
+    echo "Compiling the gateway's hot path (about a minute) …"
     if HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $pip install --no-deps --no-build-isolation --force-reinstall "./$work" >"$work.log" 2>&1; then
         exit 0
     fi

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -124,12 +124,16 @@ def _called() -> str:
     return path if Path(path).name == "loragate" and shutil.which("loragate") != path else "loragate"
 
 
+def _rewritable(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
+
+
 def _run(options: Options, command: Callable[[str], str]) -> None:
     from gateway import server  # here: `doctor` must work where the gateway itself does not
 
     around = Surroundings(
         serve=server.serve_and_settle,
-        display=Display(sys.stderr, clock=time.monotonic),
+        display=Display(sys.stderr, clock=time.monotonic, terminal=_rewritable(sys.stderr)),
         out=sys.stdout,
         environ=os.environ,
         clock=time.time,

@@ -114,10 +114,10 @@ class Environments:
         stamp = {"kind": kind.name, "seconds": round(seconds, 1), "python": str(base)}
         (folder / STAMP).write_text(json.dumps(stamp), encoding="utf-8")
         timings.keep(kind.name, seconds)
-        self.display.end("ready")
+        self.display.end("done")
 
     async def _venv(self, kind: Kind, folder: Path, base: Path) -> None:
-        self.display.show(f"Making the environment for {kind.title}", "creating it")
+        self.display.show(f"Installing {kind.title}", "making its environment")
         outcome = await run([str(base), "-m", "venv", str(folder)], env=pip.child_environ(self.environ))
         if outcome.code != 0:
             advice = (

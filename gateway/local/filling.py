@@ -78,12 +78,7 @@ class Filling:
             # Getting and unpacking take about as long as each other; so each package counts twice.
             share = (done + installed) / (2 * max(total - watch.ignored, 1))
             left = expected_s - spent if expected_s else (spent / share - spent if share > 0.1 else None)
-            far = (
-                f"{installed} of {total - watch.ignored} packages installed"
-                if watch.installing and installed > 1
-                else (f"{done} of {total - watch.ignored} packages")
-            )
-            self.display.show(
-                f"Making the environment for {self.kind.title}", f"{far}, {watch.bytes / 1e6:.0f} MB", left
-            )
+            of = f"{total - watch.ignored} packages"
+            far = f"unpacking, {installed} of {of}" if watch.installing and installed > 1 else f"{done} of {of}"
+            self.display.show(f"Installing {self.kind.title}", far, left, also=f"{watch.bytes / 1e6:.0f} MB")
             await asyncio.sleep(REDRAW_S)

@@ -44,7 +44,7 @@ class Kind:
 def kinds(folder: Path = FOLDER) -> dict[str, Kind]:
     """Every kind that is made here, by name.
 
-    Sizes as measured (CPU engine 3.4 GB and 0.6 downloaded, training 5.9 GB), with room.
+    Sizes as measured (CPU engine 3.4 GB and 0.9 downloaded, training 5.9 GB), with room.
     """
     engine = "LORAGATE_ENGINE_PYTHON"
     found = (

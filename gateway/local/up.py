@@ -25,6 +25,7 @@ from gateway.local.timings import Timings
 from gateway.settings import Settings
 
 WATCH_S = 0.5
+PATIENCE_S = 1.0  # of somebody who has pressed Ctrl-C
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TRY_FIRST = "customer-service"
 
@@ -103,19 +104,44 @@ async def _run(made: Plan, places: Places, around: Surroundings) -> None:
             )
         )
         guide = asyncio.create_task(_guide(made, places, around, supervisor, started))
+        farewell = asyncio.create_task(_farewell(made, around.display, stop, guide, serving))
         try:
             await asyncio.wait((serving, guide), return_when=asyncio.FIRST_COMPLETED)
-            if guide.done() and guide.exception() is not None:
+            if _broke(guide):
                 stop.set()
             await serving
         finally:
             guide.cancel()
             stop.set()
             results = await asyncio.gather(guide, serving, return_exceptions=True)
+            farewell.cancel()
+            await asyncio.gather(farewell, return_exceptions=True)
             around.display.end("stopped")
         if isinstance(results[0], Exception):
             raise results[0]
-        around.display.say("Stopping.")
+
+
+async def _farewell(
+    made: Plan, display: Display, stop: asyncio.Event, guide: asyncio.Task[None], serving: asyncio.Future[None]
+) -> None:
+    """Ctrl-C is heard at once, and a stop that takes longer says why."""
+    await stop.wait()
+    if serving.done() or _broke(guide):
+        return  # nobody asked for it: whoever called us says what went wrong
+    if not guide.done():
+        guide.cancel()
+        await asyncio.gather(guide, return_exceptions=True)
+        display.end("stopped")
+    display.say("Stopping.")
+    await asyncio.sleep(PATIENCE_S)
+    drain = made.settings.drain
+    display.say(
+        f"Answers on their way have {drain.delay_s + drain.timeout_s:.0f} s to end. Ctrl-C again cuts them off."
+    )
+
+
+def _broke(task: asyncio.Task[None]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is not None
 
 
 @contextlib.asynccontextmanager
@@ -163,6 +189,7 @@ async def _guide(
             demo=made.demo,
             local_engine=made.launch is not None,
             command=around.command,
+            home=around.environ.get("HOME"),
         )
     )
     around.out.flush()
@@ -176,7 +203,7 @@ async def _until_engine(supervisor: Supervisor, places: Places, around: Surround
         while not ready.done():
             left = expected - (around.clock() - began) if expected else None
             status = supervisor.status
-            far = status.reason if status.state is State.RESTARTING else supervisor.stage() or "starting"
+            far = status.reason if status.state is State.RESTARTING else supervisor.stage() or "loading its libraries"
             around.display.show("Starting vLLM", far, left)
             await asyncio.wait((ready,), timeout=WATCH_S)
         ready.result()

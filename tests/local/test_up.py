@@ -20,6 +20,7 @@ import pytest
 from gateway.local import ports
 from gateway.local.places import Places
 from gateway.local.process import run
+from tests.fake_faults import Fault
 from tests.fake_vllm import FakeVLLM
 from tests.local.conftest import PATIENCE_S, ROOT, until
 from tests.local.test_supervisor import gone
@@ -83,10 +84,12 @@ def block(text: str, first: str) -> str:
 async def test_from_nothing_to_answers_and_back_to_nothing(start: Start, places: Places) -> None:
     up = await start()
     text = await up.ready()
+    shell = {**os.environ, "HOME": str(places.data.parent)}
+    assert "cat ~/data/demo.key" in text, "short enough for one line of a terminal"
     if shutil.which("curl"):
-        answer = json.loads((await run(["sh", "-c", block(text, "curl") + " -s"], env=dict(os.environ))).lines[-1])
+        answer = json.loads((await run(["sh", "-c", block(text, "curl") + " -s"], env=shell)).lines[-1])
         assert answer["model"].startswith("customer-service@")
-    snippet = await run([sys.executable, "-c", block(text, "from openai")], env=dict(os.environ))
+    snippet = await run([sys.executable, "-c", block(text, "from openai")], env=shell)
     assert snippet.code == 0, snippet.text
     assert snippet.lines[-1]
     operate = text[text.index("Operate  ") :].splitlines()[0].removeprefix("Operate  ").split(", ")
@@ -115,6 +118,26 @@ async def test_from_nothing_to_answers_and_back_to_nothing(start: Start, places:
     assert places.demo_key.read_text().strip() == key
     assert "code-generation" in text
     assert await again.end(signal.SIGTERM) == 0
+
+
+async def test_ctrl_c_is_heard_at_once_and_a_slow_stop_says_why(start: Start, places: Places) -> None:
+    async with FakeVLLM("their-base") as engine, httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S) as client:
+        up = await start("--engine", engine.url)
+        await up.ready()
+        engine.script(Fault.STALL_BETWEEN)
+        headers = {"authorization": f"Bearer {places.demo_key.read_text().strip()}"}
+        body = {"model": "their-base", "stream": True, "messages": [{"role": "user", "content": "stay"}]}
+        url = f"http://127.0.0.1:{up.port}/v1/chat/completions"
+        async with client.stream("POST", url, json=body, headers=headers) as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            up.child.send_signal(signal.SIGINT)
+            await until(lambda: "Ctrl-C again" in up.err.read_text())
+            assert up.child.returncode is None
+            assert await up.end() == 0, "the second one"
+            assert "shutting down" in "".join([line async for line in lines])
+    said = up.err.read_text().splitlines()[-2:]
+    assert said == ["Stopping.", "Answers on their way have 30 s to end. Ctrl-C again cuts them off."]
 
 
 async def test_after_kill_9_the_next_start_ends_the_orphan(start: Start, places: Places) -> None:
