@@ -38,6 +38,7 @@ class Database:
         # One writer thread: writes of this process queue here instead of meeting SQLite's busy timeout.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="db-write")
         self._file = engine.url.database if engine.dialect.name == "sqlite" else None
+        self._identity = _identity(self._file)
         self._looker: sqlite3.Connection | None = None
 
     @classmethod
@@ -83,7 +84,8 @@ class Database:
             try:
                 if self._looker is None:
                     self._looker = sqlite3.connect(self._file, timeout=0, isolation_level=None, check_same_thread=False)
-                return self._looker.execute(sql).fetchall()[0][0]
+                if _identity(self._file) == self._identity:
+                    return self._looker.execute(sql).fetchall()[0][0]
             except sqlite3.Error:
                 pass  # asked again below, which says in our words what is wrong
         return await self.read(lambda conn: conn.exec_driver_sql(sql).scalar_one())
@@ -102,11 +104,28 @@ class Database:
         self._engine.dispose()
 
     def _transact(self, work: Callable[[sa.Connection], T], immediate: bool) -> T:
+        if _identity(self._file) != self._identity:
+            # SQLite would go on with the file that has no name any more: what is acknowledged now would be gone.
+            raise DatabaseUnusable(
+                f"The database {self._file} was replaced or deleted while this gateway ran; nothing was changed. "
+                "Restart the gateway to use the file that is there now, or put the old one back."
+            )
         try:
             with self._engine.connect().execution_options(immediate=immediate) as conn, conn.begin():
                 return work(conn)
         except DBAPIError as exc:
             raise _translated(exc) from exc
+
+
+def _identity(file: str | None) -> tuple[int, int] | None:
+    """Which file this is; None for none. One stat, 1 µs."""
+    if file is None:
+        return None
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _sqlite(url: sa.URL, busy_timeout_s: float) -> sa.Engine:

@@ -109,7 +109,12 @@ class Replica:
             task.add_done_callback(_retrieve)  # its failure is kept here even when every waiter has left
             self._loads[engine_name] = task
             self._changed()
-        await asyncio.shield(task)  # one waiter's leaving must not stop it for the others
+        try:
+            await asyncio.shield(task)  # one waiter's leaving must not stop it for the others
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise
+            raise EngineError(f"The gateway stopped while {engine_name} was being loaded.") from None
 
     async def unload(self, engine_name: str) -> None:
         """Have the engine forget `engine_name`; EngineError."""

@@ -100,7 +100,12 @@ class Draft:
         self._folder = shelf.root / f"{_DRAFT}{secrets.token_hex(8)}"
         self._folder.mkdir(mode=0o755)
         self._locks = [_lock(self._folder)]
-        self._weights = (self._folder / WEIGHTS).open("xb")
+        try:
+            # Unbuffered: what comes is large, and a buffer that cannot be written fails once more when it is closed.
+            self._weights = (self._folder / WEIGHTS).open("xb", buffering=0)
+        except OSError:
+            self._forget()
+            raise
 
     def __enter__(self) -> Draft:
         return self
@@ -113,7 +118,9 @@ class Draft:
     def write(self, data: bytes) -> None:
         """Append to the weights; StorageFull."""
         with _disk():
-            self._weights.write(data)
+            view = memoryview(data)
+            while view:  # a disk that is nearly full takes a part, and refuses the rest
+                view = view[self._weights.write(view) :]
 
     def place(self, engine_name: str, config: Mapping[str, Any], base: str | None) -> None:
         """Finish the folder, sync it to disk and give it its name; StorageFull.
@@ -152,6 +159,9 @@ class Draft:
     def close(self) -> None:
         """Throw away what was not placed and release the lock; may be repeated."""
         self._weights.close()
+        self._forget()
+
+    def _forget(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)  # gone already where it was placed
         while self._locks:
             os.close(self._locks.pop())

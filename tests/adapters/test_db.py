@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -270,3 +272,18 @@ def test_a_damaged_file_is_refused_and_kept(path: Path, how: str) -> None:
 def test_an_address_that_cannot_work_is_refused_with_a_sentence(url: str) -> None:
     with pytest.raises(DatabaseUnusable, match=r"\.$"):
         Database.open(url)
+
+
+async def test_a_file_that_was_replaced_takes_no_writes_into_the_void(db: Database, path: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / "old.db", tmp_path / "new.db"
+    shutil.copyfile(path, new)
+    os.rename(path, old)
+    for _ in range(2):  # deleted, then a backup in its place
+        with pytest.raises(DatabaseUnusable, match="replaced or deleted"):
+            await db.write(revision.bump)
+        with pytest.raises(DatabaseUnusable, match="replaced or deleted"):
+            await revision.current(db)
+        shutil.copyfile(new, path)
+    os.rename(old, path)
+    await db.write(revision.bump)
+    assert await revision.current(db) == 1

@@ -242,3 +242,14 @@ async def test_weights_of_our_name_from_another_folder_are_replaced_by_ours(rig:
     await engine.restart()
     await rig.reconciler.tick(engine.url)
     assert engine.loaded == {name: ours}
+
+
+async def test_who_waits_for_a_load_is_told_when_the_gateway_stops(rig: Rig, tmp_path: Path) -> None:
+    engine = rig.engines[0]
+    engine.script(Fault.STALL_BEFORE_HEAD, path=LOAD)
+    waiting = asyncio.create_task(rig.service.register(write(tmp_path / "a"), "a", promote=True))
+    while not rig.reconciler.residency[engine.url].loading:
+        await asyncio.sleep(0.005)
+    await rig.reconciler.close()
+    with pytest.raises(EngineError, match="stopped while"):
+        await waiting

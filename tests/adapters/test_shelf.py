@@ -104,7 +104,8 @@ def test_the_sweep_takes_crashed_drafts_and_orphans_only(shelf: Shelf) -> None:
     assert set(asked) == {"orphan@000000000000", "new@000000000000"}
 
 
-def test_a_full_disk_is_storage_full_and_leaves_nothing(shelf: Shelf) -> None:
+@pytest.mark.parametrize("size", [65536, 1000])  # a whole chunk, and what a buffer would keep for later
+def test_a_full_disk_is_storage_full_and_leaves_nothing(shelf: Shelf, size: int) -> None:
     code = (
         "import resource, signal, sys; from pathlib import Path; from adapters.shelf import Shelf\n"
         "from adapters.errors import StorageFull\n"
@@ -112,12 +113,16 @@ def test_a_full_disk_is_storage_full_and_leaves_nothing(shelf: Shelf) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try:\n"
         "    with Shelf(Path(sys.argv[1])).draft() as draft:\n"
-        "        [draft.write(bytes(65536)) for _ in range(4)]\n"
+        "        [draft.write(bytes(int(sys.argv[2]))) for _ in range(300)]\n"
         "except StorageFull as exc:\n"
         "    print(exc.code)\n"
     )
     child = subprocess.run(
-        [sys.executable, "-c", code, str(shelf.root)], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(shelf.root), str(size)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (child.stdout, child.stderr) == ("storage_full\n", "")
     assert os.listdir(shelf.root) == []
