@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -20,10 +22,34 @@ hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_c
 hypothesis.settings.load_profile("untimed")
 
 
+# Everything that imports and collection make stays to the end, half a second for each walk through it: so nothing is
+# walked until all is there, and then only what tests leave behind (pytest itself asks for five full walks at the end).
+gc.disable()
+
+
+def pytest_configure() -> None:
+    gc.freeze()  # the process that only hands out tests gets no further
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """For `-n auto`: one more process than processors, because tests of servers also wait."""
     return min((os.cpu_count() or 1) + 1, 9)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `--dist loadgroup`: what needs PostgreSQL in one process, everything else wherever there is room."""
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from tests.sharing import Sharing
+
+    return Sharing(config, log)
 
 
 @pytest.fixture

@@ -7,11 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
-from anthropic import AsyncAnthropic
-from openai import AsyncOpenAI
 
 from gateway.keys import Grant
 from gateway.server import Started, serve
@@ -19,6 +17,10 @@ from gateway.settings import load
 from gateway.v1.snapshot import Limits
 from tests import databases
 from tests.fake_vllm import FakeVLLM
+
+if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic
+    from openai import AsyncOpenAI
 
 
 @dataclass
@@ -49,10 +51,14 @@ class Running:
 
     async def openai(self, key: str | None = None, **options: Any) -> AsyncOpenAI:
         """The official client; no retries unless asked, so that a test counts what it sends."""
+        from openai import AsyncOpenAI  # 0.5 s of a process that may have no test of it; anthropic twice that
+
         options.setdefault("max_retries", 0)
         return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key or await self.key(), **options)
 
     async def anthropic(self, key: str | None = None, **options: Any) -> AsyncAnthropic:
+        from anthropic import AsyncAnthropic
+
         options.setdefault("max_retries", 0)
         return AsyncAnthropic(base_url=self.url, api_key=key or await self.key(), **options)
 
