@@ -148,11 +148,28 @@ def _sqlite(url: sa.URL, busy_timeout_s: float) -> sa.Engine:
 def _prepare(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # sqlite3 would begin late, and never IMMEDIATE: _begin does it
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _write_ahead(cursor)
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.execute("PRAGMA cache_size=-512")  # KiB each: the default of 2 MiB in five connections shows
     cursor.close()
+
+
+def _write_ahead(cursor: sqlite3.Cursor) -> None:
+    """Switch a new file to WAL; it stays so, and later connections change nothing here.
+
+    The switch itself waits for nobody: while another process makes it, or writes, SQLite says BUSY at once.
+    """
+    for _ in range(100):  # each turn is another connection that was first: never more than start at once
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != _BUSY:
+                raise
+        cursor.execute("BEGIN IMMEDIATE")  # this waits, up to the busy timeout, until the other is done
+        cursor.execute("COMMIT")
+    cursor.execute("PRAGMA journal_mode=WAL")
 
 
 def _begin(conn: sa.Connection) -> None:
