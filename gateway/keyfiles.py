@@ -6,6 +6,7 @@ Made at the first start, 0600, whole or not at all. Must not know the database.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from adapters.errors import ServiceError, StorageFull
 from gateway import tokens
+
+log = logging.getLogger("loragate.keys")
 
 PEPPER = "pepper"
 ADMIN_KEY = "admin.key"
@@ -58,6 +61,8 @@ def admin_key(data_dir: Path, random_bytes: Callable[[int], bytes]) -> bytes:
 
 def _read(path: Path) -> bytes | None:
     try:
+        if path.stat().st_mode & 0o007:
+            log.warning("every user of this machine can read or change %s: say `chmod 600 %s`", path, path)
         return path.read_bytes()
     except FileNotFoundError:
         return None

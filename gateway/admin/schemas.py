@@ -8,18 +8,26 @@ from __future__ import annotations
 from datetime import date, datetime
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from adapters.errors import InvalidName
 from adapters.names import check_public_name
 
 T = TypeVar("T")
 
+
+def _text(moment: object) -> object:
+    """Only text is tried as ISO 8601: pydantic takes a number for seconds or milliseconds, as its size suggests."""
+    if not isinstance(moment, str):
+        raise ValueError("give unix seconds, or a time such as 2026-12-31T00:00:00Z")
+    return moment
+
+
 Scope = Literal["inference", "training", "admin"]
 Ceiling = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 DailyTokens = Annotated[int, Field(strict=True, ge=1, le=2**53 - 1)]
 # Strict: `true` is no number. An ISO 8601 time is taken too, with its zone.
-Moment = Annotated[int, Field(strict=True, ge=0, le=253_402_300_799)] | datetime
+Moment = Annotated[int, Field(strict=True, ge=0, le=253_402_300_799)] | Annotated[datetime, BeforeValidator(_text)]
 
 
 class Strict(BaseModel):

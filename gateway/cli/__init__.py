@@ -55,10 +55,24 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
 
     def invoke(self, ctx: click.Context) -> object:
+        as_json = "--json" in ctx.args
         try:
             return super().invoke(ctx)
         except ServiceError as error:  # an expected failure is one sentence, exit code 1
+            if as_json:
+                _document(error.message, error.code)
             raise click.ClickException(error.message) from None
+        except click.UsageError as error:
+            if as_json:
+                _document(error.format_message(), "usage")
+            raise
+
+
+def _document(message: str, code: str) -> None:
+    """The one document of --json, where a command did not come to write its own."""
+    from gateway.cli import output
+
+    output.document({"error": {"message": message, "type": "cli_error", "param": None, "code": code}})
 
 
 @click.group(cls=LazyGroup, epilog="Example: loragate keys create --name my-app", context_settings=SETTINGS)

@@ -151,6 +151,21 @@ def test_wrong_use_is_exit_2(argv: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["keys", "create", "--json"], 2),
+        (["usage", "--json", "--since", "x"], 2),
+        (["adapters", "unload", "x", "y", "--json"], 2),
+        (["doctor", "--json"], 1),
+    ],
+)
+def test_what_fails_before_it_asks_is_one_document_too(argv: list[str], code: int) -> None:
+    result = CliRunner().invoke(main, argv, env={"LORAGATE__NO_SUCH__SETTING": "1"})
+    assert result.exit_code == code
+    assert json.loads(result.stdout)["error"].keys() == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
     ("argv", "said"),
     [
         (["statsu"], "No such command 'statsu'. Did you mean 'status'?"),

@@ -24,6 +24,15 @@ def test_both_files_are_made_once_and_private(tmp_path: Path) -> None:
     assert sorted(path.name for path in home.iterdir()) == ["admin.key", "pepper"]
 
 
+def test_a_file_that_everybody_can_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = admin_key(tmp_path, os.urandom)
+    assert not caplog.messages
+    (tmp_path / "admin.key").chmod(0o644)
+    assert admin_key(tmp_path, os.urandom) == first
+    assert [str(tmp_path / "admin.key") in message for message in caplog.messages] == [True]
+    assert first.decode() not in caplog.text
+
+
 def test_a_deleted_admin_key_is_replaced(tmp_path: Path) -> None:
     first = admin_key(tmp_path, os.urandom)
     (tmp_path / "admin.key").unlink()
