@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import subprocess
@@ -21,10 +22,11 @@ from bench.load import LoadFailed
 from bench.measure import busy, machine
 from bench.peers import PEERS, PeerFailed, Place
 from bench.profile import profile
-from bench.real import Side, through_and_direct
+from bench.real import Real, Side, through_and_direct
 from bench.registry import large_registry
 from bench.report import Run, render
 from bench.scenarios import SCENARIOS, shortened, side_by_side
+from bench.up import demo_up
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 KINDS = ("side_by_side", "registry", "real")
@@ -49,7 +51,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--adapters", type=int, default=10_000, help="registry: how many")
     parser.add_argument("--keys", type=int, default=10_000, help="registry: how many")
-    parser.add_argument("--direct", help="real: URL of the engine")
+    parser.add_argument("--direct", help="real: URL of an engine; without it, loragate up with the demo")
     parser.add_argument("--direct-models", default="", help="real: the models' names on the engine, comma-separated")
     parser.add_argument("--direct-key")
     parser.add_argument("--gateway", help="real: URL of the gateway")
@@ -95,7 +97,7 @@ def measure(flags: argparse.Namespace, place: Place) -> list[Run]:
         print(profile(place, scenarios[0] if flags.scenario else closed))
         return []
     if flags.what == "real":
-        return [_run("real", asdict(_real(flags)))]
+        return [_run("real", asdict(_real(flags, place)))]
     runs = []
     if flags.what in ("all", "side"):
         names = [name for name in flags.peers.split(",") if not flags.quick or name in ("nginx", "gateway")]
@@ -107,13 +109,22 @@ def measure(flags: argparse.Namespace, place: Place) -> list[Run]:
     return runs
 
 
-def _real(flags: argparse.Namespace) -> Any:
+def _real(flags: argparse.Namespace, place: Place) -> Real:
+    with _sides(flags) if flags.direct else demo_up(place) as (direct, gateway):
+        return through_and_direct(
+            direct,
+            gateway,
+            rounds=flags.rounds,
+            streams=flags.streams,
+            max_tokens=flags.max_tokens,
+            extra=json.loads(flags.extra),
+        )
+
+
+def _sides(flags: argparse.Namespace) -> contextlib.nullcontext[tuple[Side, Side]]:
     direct = Side(flags.direct, flags.direct_key, tuple(flags.direct_models.split(",")))
     gateway = Side(flags.gateway, flags.gateway_key, tuple(flags.gateway_models.split(",")))
-    extra = json.loads(flags.extra)
-    return through_and_direct(
-        direct, gateway, rounds=flags.rounds, streams=flags.streams, max_tokens=flags.max_tokens, extra=extra
-    )
+    return contextlib.nullcontext((direct, gateway))
 
 
 def _run(kind: str, data: dict[str, Any], versions: dict[str, str] | None = None) -> Run:

@@ -14,19 +14,26 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 PLENTY = 10**9  # limits that are kept and counted on every request but never reached
 
 
-def gateway_command(engine: int, port: int, admin: int, data_dir: Path) -> list[str]:
-    """`loragate serve` as `make up` installed it (compiled where it could be); without one, of the checkout."""
+def program() -> list[str]:
+    """`loragate` as `make up` installed it (compiled where it could be); without one, of the checkout."""
     installed = Path(sys.executable).with_name("loragate")
-    how = [str(installed)] if installed.exists() else [sys.executable, "-m", "gateway"]
-    command = [*how, "serve", "--engine", f"http://127.0.0.1:{engine}"]
+    return [str(installed)] if installed.exists() else [sys.executable, "-m", "gateway"]
+
+
+def program_environ() -> dict[str, str]:
+    """What `program` needs to be found."""
+    return {} if len(program()) == 1 else {"PYTHONPATH": str(CHECKOUT)}
+
+
+def gateway_command(engine: int, port: int, admin: int, data_dir: Path) -> list[str]:
+    command = [*program(), "serve", "--engine", f"http://127.0.0.1:{engine}"]
     return [*command, "--port", str(port), "--admin-port", str(admin), "--data-dir", str(data_dir)]
 
 
 def gateway_environ(model: str) -> dict[str, str]:
     """Limits of the model too, so that both levels of every limiter do their work."""
     limits = {model: {"rpm": PLENTY, "tpm": PLENTY, "concurrency": 4096, "daily_tokens": 10**15}}
-    path = {} if Path(sys.executable).with_name("loragate").exists() else {"PYTHONPATH": str(CHECKOUT)}
-    return {"LORAGATE__MODEL_LIMITS": json.dumps(limits), **path}
+    return {"LORAGATE__MODEL_LIMITS": json.dumps(limits), **program_environ()}
 
 
 def create_key(admin: int, data_dir: Path) -> str:
