@@ -48,7 +48,7 @@ def render(runs: Sequence[Run]) -> str:
 
 
 INTRODUCTION = (
-    "Made by `make bench` (and `python -m bench real`, with real vLLM, for the last part). Every figure is the median of the rounds,\n"
+    "Made by `make bench`, the part on real vLLM by `python -m bench real`. Every figure is the median of the rounds,\n"
     "with the lowest and highest in brackets; in each round every peer takes its turn at every load, so ratios and\n"
     "differences are taken within a round. CPU is user and system time of the proxy's whole process tree, from its\n"
     "CPU clock. Latency is what the proxy adds: its figure minus the figure without a proxy in the same round."
