@@ -88,7 +88,7 @@ async def no_task_left() -> AsyncIterator[None]:
     yield
     left = {task for task in asyncio.all_tasks() - before if task is not asyncio.current_task()}
     if left:  # those in their last steps (a client's generator being closed) may end; the others never would
-        _, left = await asyncio.wait(left, timeout=1)
+        _, left = await asyncio.wait(left, timeout=10)
     assert not left, f"tasks left running: {left}"
 
 

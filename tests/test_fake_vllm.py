@@ -264,7 +264,7 @@ async def test_a_leaving_client_ends_the_work(http: httpx.AsyncClient, engine: F
         work = asyncio.create_task(http.post("/v1/chat/completions", json=CHAT | {"stream": stream}))
         await engine.working(1)
         work.cancel()
-        await asyncio.wait_for(engine.idle(), 5)
+        await asyncio.wait_for(engine.idle(), 30)
     assert engine.aborted == 2
 
 
@@ -404,7 +404,7 @@ async def test_huge_answers_stop_when_the_reader_leaves(
     engine.script(fault, size=1 << 40)
     async with http.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": stream}) as answer:
         await anext(answer.aiter_raw())
-    await asyncio.wait_for(engine.idle(), 5)
+    await asyncio.wait_for(engine.idle(), 30)
 
 
 async def test_scripts_pick_their_requests(http: httpx.AsyncClient, engine: FakeVLLM) -> None:

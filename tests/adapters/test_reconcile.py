@@ -221,7 +221,7 @@ async def test_the_loop_outlives_what_nobody_thought_of(db: Database, tmp_path: 
         (engine,) = rig.engines
         await rig.reconciler.probed()
         engine.script(Fault.STATUS, path="/v1/models", status=200, body=odd.encode())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             rig.reconciler.wake()
             await rig.until(lambda: "\ud800" in rig.reconciler.residency[engine.url].resident)
             rig.reconciler.wake()

@@ -38,7 +38,7 @@ class AdminRoom:
     app: FastAPI
     url: str = ""
     root: str = field(default="", repr=False)
-    root_client: httpx.AsyncClient = field(default_factory=lambda: httpx.AsyncClient(verify=False))
+    root_client: httpx.AsyncClient = field(default_factory=lambda: httpx.AsyncClient(timeout=30, verify=False))
 
     async def issue(self, *scopes: str, models: frozenset[str] | None = None) -> Issued:
         grant = Grant("test", frozenset(scopes or ("inference",)), models)

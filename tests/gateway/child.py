@@ -45,7 +45,7 @@ async def serving(home: Path, engine: FakeVLLM, **environ: str) -> AsyncIterator
         )
     url = f"http://127.0.0.1:{ports[0]}"
     try:
-        async with httpx.AsyncClient(trust_env=False) as http, asyncio.timeout(30):
+        async with httpx.AsyncClient(trust_env=False, timeout=30) as http, asyncio.timeout(60):
             while True:
                 with contextlib.suppress(httpx.TransportError):
                     if (await http.get(f"{url}/readyz")).status_code == 200:

@@ -54,7 +54,7 @@ async def quiet(data_dir: Path, engines: Sequence[FakeVLLM], /, **settings: Any)
             start.enter_context(engine.undisturbed())
         async with running(data_dir, engines, **settings) as gateway:
             proxy = gateway.started.gateway.proxy
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not all(replica.state is ReplicaState.READY for replica in proxy.fleet.replicas):
                     await asyncio.sleep(0.002)
             start.close()
@@ -82,7 +82,7 @@ async def at_rest(gateway: Running) -> None:
         return {name: count for name, count in found.items() if count}
 
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while held():
                 await asyncio.sleep(0.005)
     except TimeoutError:

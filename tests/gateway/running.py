@@ -85,7 +85,7 @@ class Running:
     async def until_ready(self) -> None:
         """Until /readyz says that a request would succeed."""
         health = self.started.gateway.health
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not health.ready()[0]:
                 await asyncio.sleep(0.005)
 

@@ -180,7 +180,7 @@ async def test_nor_in_what_the_process_prints(engine: FakeVLLM, tmp_path: Path) 
                 clean("an error answer", answer, *secrets_of(child.key))
         root = (tmp_path / "admin.key").read_text().strip()
         headers = {"authorization": f"Bearer {root}"}
-        async with httpx.AsyncClient(base_url=child.admin_url, headers=headers, trust_env=False) as admin:
+        async with httpx.AsyncClient(base_url=child.admin_url, headers=headers, trust_env=False, timeout=30) as admin:
             wrong: list[dict[str, Any]] = [{"name": PROMPT * 100}, {"name": "x", "scopes": [PROMPT]}]
             wrong += [{PROMPT: PROMPT}, {"name": "x", "rpm": PROMPT}]
             for grant in wrong:

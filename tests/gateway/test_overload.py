@@ -39,7 +39,7 @@ NARROW = {"max_in_flight": 2, "max_queue": 2, "queue_timeout_s": 30}
 async def until(gateway: Running, in_flight: int, queued: int) -> None:
     """Until so many are being answered and so many wait."""
     admission = gateway.started.gateway.proxy.admission
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while admission.in_flight != in_flight or len([t for t in admission._queue if not t.left]) != queued:
             await asyncio.sleep(0.002)
 
@@ -168,7 +168,7 @@ async def read_all(http: httpx.AsyncClient, path: str) -> tuple[int, bytes]:
 
 
 async def test_a_running_stream_ends_whole_while_readiness_is_off(engine: FakeVLLM, tmp_path: Path) -> None:
-    async with quiet(tmp_path, [engine], drain={"delay_s": 0.3, "timeout_s": 10}) as gateway:
+    async with quiet(tmp_path, [engine], drain={"delay_s": 3, "timeout_s": 30}) as gateway:
         key = await counted(gateway)
         async with await gateway.http(key) as http, await gateway.http(key) as other, gateway.admin() as admin:
             engine.script(Fault.SLOW, delay=0.12)
@@ -177,7 +177,7 @@ async def test_a_running_stream_ends_whole_while_readiness_is_off(engine: FakeVL
             assert (await other.get("/readyz")).status_code == 200
             gateway.stop.set()
             await asyncio.sleep(0)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while (ready := await other.get("/readyz")).status_code == 200:
                     await asyncio.sleep(0)
             assert "shutting down" in ready.text
@@ -252,7 +252,7 @@ async def test_a_second_signal_ends_the_drain_at_once(engine: FakeVLLM, tmp_path
             stream = asyncio.create_task(read_all(http, RESPONSES))
             await engine.working(1)
             child.process.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(10):  # the listener is closed first: then it has seen the signal
+            async with asyncio.timeout(30):  # the listener is closed first: then it has seen the signal
                 while True:
                     try:
                         _, writer = await asyncio.open_connection("127.0.0.1", child.port)
@@ -276,8 +276,11 @@ async def test_a_killed_gateway_serves_again_on_the_same_data(engine: FakeVLLM, 
         child.process.kill()
         with pytest.raises(httpx.TransportError):
             await lost
-        await asyncio.wait_for(engine.idle(), 5)
-    async with serving(tmp_path, engine) as again, httpx.AsyncClient(base_url=again.url, trust_env=False) as http:
+        await asyncio.wait_for(engine.idle(), 30)
+    async with (
+        serving(tmp_path, engine) as again,
+        httpx.AsyncClient(base_url=again.url, trust_env=False, timeout=30) as http,
+    ):
         headers = {"authorization": f"Bearer {child.key}"}
         answer = await http.post(CHAT, json=ask(CHAT), headers=headers)
         assert answer.json()["model"] == MODEL

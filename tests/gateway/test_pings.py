@@ -43,7 +43,7 @@ async def test_a_stream_that_stalls_is_pinged_and_still_ends_in_order(gateway: R
 async def test_an_old_caller_that_asks_to_keep_the_connection_still_sees_the_streams_end(gateway: Running) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.started.public_port)
     writer.write(request(await gateway.key(), "1.0", "connection: keep-alive\r\n"))
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), 30)
     assert answer.endswith(b"data: [DONE]\n\n")
     assert b"connection: close\r\n" in answer
     writer.close()

@@ -30,7 +30,7 @@ async def test_an_engine_that_opens_late_is_found_and_left_to_the_reconciler() -
         await prober.probe(replica)
         assert not found.is_set()
         async with FakeVLLM(port=int(url.rpartition(":")[2])) as engine, prober:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await found.wait()
             assert {seen.path for seen in engine.requests} == {"/v1/models"}
     assert replica.state is ReplicaState.STARTING
@@ -46,7 +46,7 @@ async def test_an_engine_that_the_reconciler_has_reached_is_asked_before_the_nex
         prober = Prober(fleet, slow, base=lambda _: "demo-base", found=lambda: None, clock=time.monotonic, loop=loop)
         async with aclosing(upstream), prober:
             prober.look()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while replica.state is not ReplicaState.READY:
                     await asyncio.sleep(0.002)
             assert [seen.path for seen in engine.requests] == ["/v1/completions"]

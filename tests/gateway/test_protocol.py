@@ -301,7 +301,7 @@ async def test_the_handler_hears_at_once_that_its_caller_is_gone() -> None:
         writer.write(b"GET /hold HTTP/1.1\r\nhost: x\r\n\r\n")
         await port.plane.holding.wait()
         writer.transport.abort()
-        await asyncio.wait_for(port.plane.gone.wait(), 5)
+        await asyncio.wait_for(port.plane.gone.wait(), 30)
         assert not port.state.connections
 
 

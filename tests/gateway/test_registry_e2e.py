@@ -35,7 +35,7 @@ async def _registered(gateway: Running, folder: Path, name: str = "support", **b
 
 async def _until(gateway: Running, wanted: str) -> None:
     """Until /readyz gives a reason with these words; "" for none."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while True:
             reasons = " ".join(gateway.started.gateway.health.ready()[1]["reasons"])
             if wanted in reasons and bool(wanted) == bool(reasons):
@@ -78,7 +78,7 @@ async def test_weights_stay_on_disk_until_the_requests_of_before_are_over(tmp_pa
             await engine.restart()
             with_an_error: httpx.Response = await waiting
             assert with_an_error.status_code >= 500
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while list(folder.parent.iterdir()):
                     await asyncio.sleep(0.01)
 

@@ -168,13 +168,13 @@ async def test_an_engine_that_runs_already_is_used_and_none_is_started(start: St
         assert '"model": "their-base"' in text
         assert not places.engine_log.exists()
         assert await up.end() == 0
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
             assert (await client.get(f"{engine.url}/health")).status_code == 200, "an engine of others is left alone"
 
 
 async def test_readyz_tells_the_state_while_the_engine_starts(start: Start) -> None:
     up = await start("--", "--start-delay", "600")
-    async with httpx.AsyncClient(trust_env=False, base_url=f"http://127.0.0.1:{up.admin_port}") as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=30, base_url=f"http://127.0.0.1:{up.admin_port}") as client:
 
         async def answer() -> httpx.Response | None:
             try:
