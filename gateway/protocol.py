@@ -32,6 +32,7 @@ log = logging.getLogger("loragate.protocol")
 
 MAX_TARGET_BYTES = 8192
 LINGER_S = 2.0  # how long what was refused may go on sending before it is cut
+STRANGER_BYTES = 64 * 1024  # of a body, from whoever has shown no valid key; 4,096 connections could hold 32 GB else
 MAX_PIPELINED = 16  # whole requests waiting behind the one being answered; more close the connection
 # Java's client offers h2c on every first request. It may be ignored, but httptools would then skip the body: so
 # the header is made another one before it is parsed.
@@ -62,6 +63,7 @@ class Plane(Protocol):
         body: bytes,
         now: float,
     ) -> Handler | None: ...
+    def stranger(self, headers: Mapping[bytes, bytes]) -> ServiceError | None: ...  # why they may not send much
     def render(self, path: bytes, error: ServiceError) -> bytes: ...  # a whole HTTP answer but for common headers
 
 
@@ -99,6 +101,7 @@ class Connection(asyncio.Protocol):
         self.loop = _loop or asyncio.get_running_loop()
         self.plane = plane
         self.bounds = bounds
+        self.stranger_limit = min(STRANGER_BYTES, bounds.max_body_bytes)
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self.flow: FlowControl = None  # type: ignore[assignment]  # set by connection_made
         self.parser = httptools.HttpRequestParser(self)
@@ -117,7 +120,8 @@ class Connection(asyncio.Protocol):
         self.headers: list[tuple[bytes, bytes]] = []
         self.body: list[bytes] = []
         self.body_bytes = 0
-        self.head_bytes = 0
+        self.body_limit = self.stranger_limit
+        self.loose_bytes = 0  # received since the last piece of a body: heads, trailers, chunk extensions
         self.in_head = False
         self.request: Request | None = None
         self.waits_since = time.monotonic()  # for a head, or the rest of a body
@@ -149,11 +153,10 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.closing:
             return
-        if self.request is None:  # a head, or the beginning of one
-            self.head_bytes += len(data)  # httptools has no bound of its own; a body's bytes are bounded below
-            if b"pgrade" in data:
-                head, end, rest = data.partition(b"\r\n\r\n")
-                data = UPGRADE.sub(b"x-\\1:", head) + end + rest
+        self.loose_bytes += len(data)  # httptools has no bound of its own; a body's bytes are bounded in on_body
+        if b"pgrade" in data and self.request is None:
+            head, end, rest = data.partition(b"\r\n\r\n")
+            data = UPGRADE.sub(b"x-\\1:", head) + end + rest
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -163,7 +166,7 @@ class Connection(asyncio.Protocol):
             self._fail(
                 cause if isinstance(cause, ServiceError) else InvalidRequest("The request is not valid HTTP/1.1.")
             )
-        if self.in_head and self.head_bytes > self.bounds.max_header_bytes:
+        if self.loose_bytes > self.bounds.max_header_bytes and (self.in_head or self.request is not None):
             self._fail(self._headers_too_large())
 
     def eof_received(self) -> bool:
@@ -180,6 +183,8 @@ class Connection(asyncio.Protocol):
         self.flow.resume_writing()
         if self.handler is not None:
             self.handler.client_resumed()
+        elif self.waiting or self.flow.read_paused:
+            self.loop.call_soon(self._next)
 
     # The parser -------------------------------------------------------------------------------------------
 
@@ -189,6 +194,7 @@ class Connection(asyncio.Protocol):
         self.headers = []
         self.body = []
         self.body_bytes = 0
+        self.body_limit = self.stranger_limit
         self.request = None
         self.waits_since = time.monotonic()
 
@@ -198,11 +204,12 @@ class Connection(asyncio.Protocol):
             raise HeadersTooLarge("The request's URL is too long.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        if self.in_head:  # trailers are dropped: they must not become headers after those were checked
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self.in_head = False
-        self.head_bytes = 0
+        self.loose_bytes = 0
         parser, target = self.parser, self.target
         request = self.request = Request(
             parser.get_method(),
@@ -225,9 +232,10 @@ class Connection(asyncio.Protocol):
         if self.closing:
             return
         self.body.append(data)
+        self.loose_bytes = 0
         self.body_bytes += len(data)
-        if self.body_bytes > self.bounds.max_body_bytes:
-            self._refuse_rest(self._body_too_large())
+        if self.body_bytes > self.body_limit:
+            self._refuse_or_trust()
 
     def on_message_complete(self) -> None:
         request = self.request
@@ -235,8 +243,20 @@ class Connection(asyncio.Protocol):
             return
         body, self.body = self.body, []
         request.body = body[0] if len(body) == 1 else b"".join(body)
+        self.loose_bytes = 0
         self.request = None
         self._queue(request)
+
+    def _refuse_or_trust(self) -> None:
+        """A large body: only from callers with a valid key, and only up to the bound."""
+        error: ServiceError | None = None
+        if self.body_bytes > self.bounds.max_body_bytes:
+            error = self._body_too_large()
+        elif self.request is not None:
+            error = self.plane.stranger(self.request.named)
+            self.body_limit = self.bounds.max_body_bytes
+        if error is not None:
+            self._refuse_rest(error)
 
     def _objection(self, request: Request) -> ServiceError | None:
         """What may not pass, whatever it asks for."""
@@ -266,7 +286,7 @@ class Connection(asyncio.Protocol):
         return self.handler is not None or self.cycle is not None
 
     def _queue(self, request: Request) -> None:
-        if self.handler is not None or self.cycle is not None or self.waiting:
+        if self.handler is not None or self.cycle is not None or self.waiting or self.write_paused_at is not None:
             self.waiting.append(request)
             if len(self.waiting) >= MAX_PIPELINED:
                 self.closing = True
@@ -275,6 +295,8 @@ class Connection(asyncio.Protocol):
             self._start(request)
 
     def _next(self) -> None:
+        if self.write_paused_at is not None:
+            return  # the answers so far are not read: resume_writing goes on
         if self.waiting and not self._busy() and not self.lost:
             request = self.waiting.popleft()
             request.keep_alive = request.keep_alive and not (self.closing and not self.waiting)
@@ -354,7 +376,7 @@ class Connection(asyncio.Protocol):
         self.waits_since = time.monotonic()
         if not self.keep_alive:
             self.close()
-        elif self.waiting:
+        elif self.waiting or self.flow.read_paused:
             self.loop.call_soon(self._next)  # not on the spot: pipelined refusals would nest without end
 
     def abort(self) -> None:
@@ -426,7 +448,7 @@ class Connection(asyncio.Protocol):
         elif self.request is not None:
             if now - self.waits_since > bounds.body_timeout_s:
                 self._fail(RequestTimeout("The request's body did not arrive in time."))
-        elif self.in_head or self.head_bytes:
+        elif self.in_head or self.loose_bytes:
             if now - self.waits_since > bounds.header_timeout_s:
                 self._fail(RequestTimeout("The request's headers did not arrive in time."))
         elif now - self.waits_since > self._idle_limit():

@@ -28,6 +28,14 @@ class Routes:
             return None
         return Exchange(self._proxy, client, row, headers, body, now)
 
+    def stranger(self, headers: Mapping[bytes, bytes]) -> ServiceError | None:
+        """Why whoever sends these headers may not send a large body: the 401 that it would get after it."""
+        try:
+            self._proxy.auth.authenticate(headers, self._proxy.snapshot.keys, self._proxy.wall())
+        except ServiceError as error:
+            return error
+        return None
+
     def render(self, path: bytes, error: ServiceError) -> bytes:
         """A refusal of the connection itself, in the route's own envelope: head and body, without common headers."""
         row = self._rows.get(path)

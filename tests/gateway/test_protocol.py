@@ -16,7 +16,8 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from adapters.errors import ServiceError
-from gateway.protocol import Connection
+from gateway.errors import Unauthenticated
+from gateway.protocol import STRANGER_BYTES, Connection
 from gateway.settings import Receive
 
 HOST = b"host: x\r\n"
@@ -60,6 +61,9 @@ class EchoPlane:
     holding: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def stranger(self, headers: Mapping[bytes, bytes]) -> ServiceError | None:
+        return None if b"authorization" in headers else Unauthenticated("no key")
+
     def handler(
         self,
         connection: Connection,
@@ -80,6 +84,8 @@ class EchoPlane:
 async def asgi(scope: Any, receive: Any, send: Any) -> None:
     message = await receive()
     body = scope["path"].encode() + b" " + message["body"]
+    if body.startswith(b"/asgi-headers"):
+        body += b" ".join(name for name, _ in scope["headers"])
     headers = [(b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
@@ -320,3 +326,87 @@ async def test_no_more_connections_than_allowed() -> None:
 async def test_half_closing_callers_still_get_their_answer() -> None:
     async with serving() as port:
         assert (await port.talk(b"GET /x HTTP/1.0\r\n\r\n")).endswith(b"/x ")
+
+
+def post(path: bytes, body: bytes = b"", more: bytes = b"") -> bytes:
+    return b"POST %b HTTP/1.1\r\nhost: x\r\n%bcontent-length: %d\r\n\r\n%b" % (path, more, len(body), body)
+
+
+async def test_a_connection_goes_on_after_pipelined_requests() -> None:
+    """Reading stops while requests wait, and has to begin again behind the last of them."""
+    async with serving() as port:
+        reader, writer = await port.open()
+        for round in range(3):
+            port.plane.holding.clear()
+            writer.write(post(b"/hold") + post(b"/a") + post(b"/b"))
+            await asyncio.wait_for(port.plane.holding.wait(), 5)
+            port.plane.held[round].answer()
+            for path in (b"/hold ", b"/a ", b"/b "):
+                assert (await asyncio.wait_for(reader.readuntil(path), 5)).endswith(path)
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_the_next_request_waits_until_the_answer_before_it_is_read() -> None:
+    """Else answers that nobody reads would pile up in memory for as long as a stalled caller is borne."""
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port.port, limit=4096)
+        body, asked = b"x" * 60_000, 400
+        for _ in range(asked):
+            writer.write(post(b"/large", body))
+        while not [one for one in port.state.connections if isinstance(one, Connection) and one.write_paused_at]:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        before = len(port.plane.seen)
+        await asyncio.sleep(0.05)
+        assert len(port.plane.seen) == before < asked
+        got = 0
+        while got < asked:
+            got += (await asyncio.wait_for(reader.readuntil(b"/large "), 5)).count(b"/large ")
+            await reader.readexactly(len(body))
+        assert len(port.plane.seen) == asked
+        writer.close()
+        await writer.wait_closed()
+
+
+CHUNKED = b"POST /x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n"
+
+
+@pytest.mark.parametrize("begin", [b"0\r\nx: ", b"1;x="], ids=["a trailer", "a chunk extension"])
+async def test_what_stands_between_pieces_of_a_body_is_bounded(begin: bytes) -> None:
+    async with serving() as port:
+        answer = await port.talk(CHUNKED + begin + b"y" * 200_000)
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert port.plane.seen == []
+
+
+async def test_trailers_are_dropped() -> None:
+    """They come after the headers were checked: one could be a second authorization."""
+    async with serving() as port:
+        trailers = b"".join(b"x-%d: 1\r\n" % n for n in range(200)) + b"authorization: Bearer y\r\nhost: y\r\n"
+        answer = await port.talk(CHUNKED.replace(b"/x", b"/asgi-headers") + b"0\r\n" + trailers + b"\r\n" + LAST)
+        assert b"200 OK" in answer
+        assert b"authorization" not in answer
+        assert answer.count(b"HTTP/1.1 200 OK") == 2
+
+
+async def test_large_bodies_are_taken_from_callers_with_a_key_only() -> None:
+    """4,096 connections may hold 8 MiB each before anything is known of them but their headers."""
+    large, key = b"a" * (STRANGER_BYTES + 1), b"authorization: k\r\n"
+    async with serving() as port:
+        assert (await port.talk(post(b"/x", large) + LAST)).startswith(b"HTTP/1.1 401 ")
+        reader, writer = await port.open()
+        writer.write(post(b"/x", large)[:-1].replace(b"content-length: 65537", b"content-length: 8000000") + b"aa")
+        assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 401 ")  # before the body is whole
+        writer.close()
+        await writer.wait_closed()
+        assert port.plane.seen == []
+        for request in (post(b"/x", large, key), post(b"/x", large[:-1])):
+            assert (await port.talk(request + LAST)).startswith(b"HTTP/1.1 200 ")
+    async with serving(max_body_bytes=STRANGER_BYTES + 10) as port:
+        chunks = b"ffff\r\n" + b"a" * 0xFFFF + b"\r\n"
+        request = CHUNKED.replace(b"host: x\r\n", b"host: x\r\n" + key) + chunks * 2
+        assert (await port.talk(request)).startswith(b"HTTP/1.1 413 ")
+
+
+LAST = b"GET /last HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
