@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from adapters.errors import ServiceError
 from gateway.v1.dialect import Dialect
 from gateway.v1.flow import PAUSE, Flow
-from gateway.v1.meter import Meter
+from gateway.v1.meter import Meter, StreamMeter
 from gateway.v1.upstream import Call, Fault
 
 if TYPE_CHECKING:
@@ -51,26 +51,9 @@ class Client(Protocol):
 
 class Exchange:
     __slots__ = (
-        "answer_headers",
-        "body",
-        "call",
-        "client",
-        "dialect",
-        "ended",
-        "fault",
-        "fault_detail",
-        "flow",
-        "headers",
-        "held",
-        "last_write",
-        "meter",
-        "parts",
-        "proxy",
-        "received",
-        "request_id",
-        "started",
-        "status",
-        "stream",
+        "answer_headers", "body", "call", "client", "dialect", "ended", "fault", "fault_detail", "flow",
+        "headers", "held", "last_write", "meter", "parts", "proxy", "received", "request_id", "started",
+        "status", "stream",
     )  # fmt: skip
 
     def __init__(
@@ -211,7 +194,16 @@ class Exchange:
             self.last_write = now
             self.client.write(b"%x\r\n%b\r\n" % (len(out), out) if self.client.chunked else out)
         if meter.stopped:
+            if self.flow.done and self.call is not None:
+                self.call.cancel()  # it goes on after its last word
             self.flow.resume()
+
+    def let_go(self, call: Call) -> None:
+        """Nobody waits for the rest: an engine that has said its last word ends by itself, any other is cut off."""
+        if isinstance(self.meter, StreamMeter) and self.meter.saw_terminator:
+            call.resume()  # its connection can be used again
+        else:
+            call.cancel()
 
     def end_passing(self, last: bytes) -> None:
         """Write `last` (b"" for nothing) and the well-formed end of the answer."""

@@ -66,7 +66,7 @@ class Account:
         self.tokens = _resized(self.tokens, limits.tpm, now)
         self.limits = limits
 
-    def refuse(self, tokens: int, now: float, wall: float) -> None:
+    def refuse(self, tokens: int, now: float, day: int) -> None:
         """Raise if `tokens` may not start now; concurrency first, so a refused request costs nothing."""
         limits = self.limits
         if limits.concurrency is not None and self.active >= limits.concurrency:
@@ -86,24 +86,23 @@ class Account:
                 )
             if self.tokens.refill(now) < tokens:
                 raise _limited(f"{self.label} is limited to {limits.tpm} tokens a minute", self.tokens.wait_for(tokens))
-        if limits.daily_tokens is not None:
-            self._roll(wall)
-            if self.day_tokens + tokens > limits.daily_tokens:
-                raise QuotaExceeded(
-                    f"{self.label} has used up its {limits.daily_tokens} tokens of today (UTC), or would with this "
-                    "request. Try again tomorrow, or ask the operator for a larger budget.",
-                    retryable=False,
-                )
+        today = self.day_tokens if day == self.day else 0
+        if limits.daily_tokens is not None and today + tokens > limits.daily_tokens:
+            raise QuotaExceeded(
+                f"{self.label} has used up its {limits.daily_tokens} tokens of today (UTC), or would with this "
+                "request. Try again tomorrow, or ask the operator for a larger budget.",
+                retryable=False,
+            )
 
-    def take(self, tokens: int, wall: float) -> None:
+    def take(self, tokens: int, day: int) -> None:
         self.active += 1
         if self.requests is not None:
             self.requests.level -= 1
         if self.tokens is not None:
             self.tokens.level -= tokens
-        if self.limits.daily_tokens is not None:
-            self._roll(wall)
-            self.day_tokens += tokens
+        if day != self.day:
+            self.day, self.day_tokens = day, 0
+        self.day_tokens += tokens  # with or without a daily budget: give_back does not ask
 
     def give_back(self, reserved: int, used: int, day: int, request: bool) -> None:
         """End one request: the difference between reserved and used returns (or is owed)."""
@@ -114,11 +113,6 @@ class Account:
             self.requests.level = min(self.requests.level + 1, float(self.requests.capacity))
         if day == self.day:
             self.day_tokens += used - reserved
-
-    def _roll(self, wall: float) -> None:
-        day = int(wall // DAY_S)
-        if day != self.day:
-            self.day, self.day_tokens = day, 0
 
 
 class Reservation:
@@ -164,16 +158,17 @@ class Ledger:
 
         now: monotonic seconds, for rates; wall: unix seconds, for the day.
         """
+        day = int(wall // DAY_S)
         accounts: tuple[Account, ...] = ()
         if key_limits is not NO_LIMITS:
             accounts = (self._account("key", key, key_limits, now),)
         if model_limits is not NO_LIMITS:
             accounts = (*accounts, self._account("model", model, model_limits, now))
         for account in accounts:
-            account.refuse(tokens, now, wall)
+            account.refuse(tokens, now, day)
         for account in accounts:
-            account.take(tokens, wall)
-        return Reservation(accounts, tokens, int(wall // DAY_S))
+            account.take(tokens, day)
+        return Reservation(accounts, tokens, day)
 
     def restore(self, kind: str, name: str, limits: Limits, day_tokens: int, now: float, wall: float) -> None:
         """After a restart: `name` ("key" or "model") has used `day_tokens` today already."""

@@ -7,6 +7,7 @@ Must not know sockets, time or who is asking.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Protocol
 
 import orjson
@@ -16,9 +17,12 @@ from gateway.v1.wire import encode, model_field
 
 _CHUNK = b'data: {"id":'  # how every chunk of an engine begins; all else is parsed
 _USAGE = b',"usage":{'
+_CHAT_USAGE = _USAGE + b'"prompt_tokens":'  # the engine's own: what a model says is in strings there
+_NUMBER = re.compile(rb'"(\w+_tokens)":(\d{1,15})')
 _EMPTY = (b'"content":""', b'"text":""', b'"delta":{}')  # a chunk without content
 _SMALL_ANSWER = 16 * 1024  # bytes; parsing it whole is cheaper than being clever (1 µs per KB)
 _TAIL = 64 * 1024  # bytes at the end of a large answer in which its usage stands
+_MOST_TOKENS = 2**40  # a larger count is no count: written down, it would close a key for good
 
 
 class Meter(Protocol):
@@ -37,8 +41,8 @@ class StreamMeter:
     """
 
     __slots__ = (
-        "_dialect", "_exact", "_max", "_named", "_noted", "_pending", "_rename", "_strip_continuous",
-        "_strip_usage", "_usage", "deltas", "fault", "has_usage", "saw_terminator", "started", "stopped",
+        "_dialect", "_max", "_named", "_noted", "_pending", "_rename", "_strip_continuous", "_strip_usage", "_usage",
+        "deltas", "exact", "fault", "has_usage", "saw_terminator", "started", "stopped",
     )  # fmt: skip
 
     def __init__(
@@ -58,7 +62,7 @@ class StreamMeter:
         self._rename = _fields_of(rename)
         self._pending = bytearray()  # the beginning of an event
         self._usage = b""  # the last usage object, parsed when somebody asks
-        self._exact = False  # it is that of the whole answer, not of one chunk's choice
+        self.exact = False  # it is that of the whole answer, not of one chunk's choice
         self._noted: dict[str, Any] = {}  # the same, parsed
         self.deltas = 0  # events that carried generated content
         self.has_usage = False
@@ -135,7 +139,7 @@ class StreamMeter:
             self._usage = event[at + len(_USAGE) - 1 : end + 1]
             self.has_usage = True
             if event.endswith(b'"choices":[]', 0, at):
-                self._exact = True
+                self.exact = True
                 return b"" if self._strip_usage else self._renamed(event)
             if self._strip_continuous:
                 event = event[:at] + event[end + 1 :]
@@ -222,7 +226,7 @@ class StreamMeter:
             self._noted = {**self._noted, **usage}  # Anthropic's last event may leave out what its first one said
             self._usage = b""
             self.has_usage = True
-            self._exact = exact
+            self.exact = exact
 
     def _numbers(self) -> tuple[int, int]:
         if self._usage:
@@ -231,7 +235,11 @@ class StreamMeter:
             except orjson.JSONDecodeError:
                 self.has_usage = False
             self._usage = b""
-        return _numbers(self._dialect, self._noted) or (0, 0)
+        found = _numbers(self._dialect, self._noted)
+        if found is None:
+            self.has_usage = False
+            return 0, 0
+        return found
 
     @property
     def prompt_tokens(self) -> int:
@@ -244,7 +252,7 @@ class StreamMeter:
         A chunk speaks of its own choice only, so with n > 1 the deltas may be more.
         """
         completion = self._numbers()[1]
-        return completion if self._exact else max(completion, self.deltas)
+        return completion if self.exact else max(completion, self.deltas)
 
 
 class BodyMeter:
@@ -254,13 +262,14 @@ class BodyMeter:
     one piece holds the whole field, as the first always does: it is at least what the gateway held back.
     """
 
-    __slots__ = ("_dialect", "_left", "_rename", "_tail", "stopped")
+    __slots__ = ("_dialect", "_left", "_rename", "_tail", "_usage", "stopped")
 
     def __init__(self, dialect: Dialect, max_bytes: int, rename: tuple[bytes, bytes] | None = None) -> None:
         self._dialect = dialect
         self._left = max_bytes
         self._rename = _fields_of(rename)
         self._tail = b""
+        self._usage = b""  # what follows its key, where that has left the tail: prompt_logprobs come after it
         self.stopped = False
 
     def feed(self, data: bytes) -> bytes:
@@ -269,11 +278,19 @@ class BodyMeter:
         if self.stopped or self._left < 0:
             self.stopped = True
             return b""
-        self._tail = (self._tail + data)[-_TAIL:]
+        seen = self._tail + data
+        at = seen.rfind(_CHAT_USAGE) if self._dialect.injects_usage else -1
+        if at >= 0:
+            self._usage = seen[at + len(_USAGE) - 1 : at + 1024]
+        self._tail = seen[-_TAIL:]
         return data if self._rename is None else data.replace(*self._rename, 1)
 
     def usage(self) -> tuple[int, int] | None:
-        return _usage_in_tail(self._dialect, self._tail)
+        found = _usage_in_tail(self._dialect, self._tail)
+        if found is None and self._usage:
+            flat = _NUMBER.findall(self._usage.partition(b"}")[0])
+            found = _numbers(self._dialect, {name.decode(): int(count) for name, count in flat})
+        return found
 
 
 def usage_of(dialect: Dialect, body: bytes) -> tuple[int, int] | None:
@@ -316,7 +333,7 @@ def _numbers(dialect: Dialect, usage: Any) -> tuple[int, int] | None:
         return None
     prompt = [usage[key] for key in dialect.prompt_keys if usage.get(key) is not None]
     completion = usage.get(dialect.completion_key) or 0
-    if not prompt or any(type(count) is not int or count < 0 for count in (*prompt, completion)):
+    if not prompt or any(type(count) is not int or not 0 <= count < _MOST_TOKENS for count in (*prompt, completion)):
         return None
     return sum(prompt), completion
 

@@ -129,6 +129,7 @@ class Proxy:
         checked = fields.check(x.dialect.fields, wire.parse(x.body, self.caps.depth), self.caps)
         target = work.target = resolve(snapshot, key, checked.model)
         work.prompt_guess = len(x.body) // BYTES_PER_TOKEN + 1
+        x.body = b""  # parsed: no need for it twice
         tokens = work.prompt_guess
         if x.dialect.generates:
             tokens += checked.n * (checked.max_tokens or DEFAULT_ANSWER_TOKENS)
@@ -232,7 +233,9 @@ class Proxy:
             error = wire.from_engine_error(status, b"".join(x.parts), target.answer_name, target.engine_name)
             if isinstance(error, ModelLoading):
                 replica.resident -= {target.engine_name}
-            work.sent = False  # the engine refused it: nothing was generated
+            elif work.reservation is not None:
+                work.reservation.settle(0)  # nothing was generated, yet it counts as a request
+            work.sent = False
             return error
         self._blame(replica, f"http_{status}", f"HTTP {status}")
         return _Elsewhere("upstream_protocol_error" if status < 400 else "upstream_error")
@@ -279,6 +282,7 @@ class Proxy:
             max_event_bytes=self.settings.upstream.max_event_bytes,
             rename=_rename(_target(work)),
         )
+        checked.body.clear()  # a stream may live for minutes: what was asked need not
         self.metrics.time_to_first_token.observe(self.clock() - x.received)
         lines = (
             b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
@@ -287,13 +291,14 @@ class Proxy:
         try:
             await x.passed_through()
         finally:
-            work.usage = _stream_usage(meter, work.prompt_guess)
+            work.usage = _stream_usage(meter, work.prompt_guess, checked.n > 1 and x.dialect.fields.prompts is not None)
         reason = _broken(x, meter)
         if reason is None:
             self.fleet.succeeded(_replica(work))
             x.end_passing(b"")
             return
-        self._blame(_replica(work), reason, reason)
+        if reason != "oversized_event":  # who asks for logprobs of a long prompt must not eject an engine
+            self._blame(_replica(work), reason, reason)
         add(self.metrics.stream_terminated, reason)
         raise UpstreamError(_STREAM_REASONS[reason], code=_STREAM_CODES.get(reason, "upstream_disconnected"))
 
@@ -323,7 +328,7 @@ class Proxy:
     def _close(self, x: Exchange, work: Work) -> None:
         """Everything taken goes back, exactly once, in whatever way the request ended."""
         if x.call is not None and not x.ended and x.fault is None:
-            x.call.cancel()
+            x.let_go(x.call)
         if work.replica is not None:
             work.replica.outstanding -= 1
         if work.in_flight:
@@ -340,7 +345,7 @@ class Proxy:
         if not work.sent:
             work.reservation.cancel()
             return
-        prompt, completion = work.usage or self._unknown_usage(work)
+        prompt, completion = work.usage or self._unknown_usage(x, work)
         work.reservation.settle(prompt + completion)
         self._record_usage(key.id, name, prompt, completion)
         metrics.tokens.add((name, "prompt"), prompt)
@@ -361,11 +366,15 @@ class Proxy:
         log.info("request", extra={"fields": fields})
 
     @staticmethod
-    def _unknown_usage(work: Work) -> tuple[int, int]:
-        """The engine did not say. A caller that left may have had it all: the reservation stands. A 5xx had nothing."""
-        if work.code == "499" and work.reservation is not None:
+    def _unknown_usage(x: Exchange, work: Work) -> tuple[int, int]:
+        """The engine did not say. Of a whole answer that was on its way all was generated: the reservation stands.
+
+        Of a stream that its caller left before it began, the prompt. A 5xx had nothing.
+        """
+        left = work.code == "499"
+        if (left or x.meter is not None) and not x.stream and work.reservation is not None:
             return work.prompt_guess, work.reservation.tokens - work.prompt_guess
-        return (work.prompt_guess, 0) if work.code == "200" else (0, 0)
+        return (work.prompt_guess, 0) if left or work.code == "200" else (0, 0)
 
 
 class UpstreamUnavailable(Overloaded):
@@ -440,11 +449,12 @@ def _rename(target: Target) -> tuple[bytes, bytes] | None:
     return target.engine_name.encode(), target.answer_name.encode()
 
 
-def _stream_usage(meter: StreamMeter, prompt_guess: int) -> tuple[int, int]:
-    """As the engine last said, else what was counted going by."""
-    if meter.has_usage:
-        return meter.prompt_tokens, meter.completion_tokens
-    return prompt_guess, meter.deltas
+def _stream_usage(meter: StreamMeter, prompt_guess: int, many: bool) -> tuple[int, int]:
+    """As the engine last said, else what was counted going by. many: a chunk speaks of one prompt of several."""
+    prompt, completion = meter.prompt_tokens, meter.completion_tokens
+    if not meter.has_usage:
+        return prompt_guess, meter.deltas
+    return max(prompt, prompt_guess) if many and not meter.exact else prompt, completion
 
 
 def _target(work: Work) -> Target:
