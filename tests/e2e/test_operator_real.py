@@ -135,7 +135,7 @@ async def test_an_adapter_comes_changes_and_goes_under_traffic(live_gateway: Liv
         await until(lambda: seen.done > done, "the traffic goes on")
     assert seen.wrong == []
     assert seen.done > len(ADAPTERS)
-    assert shelf(live) == before
+    await until(lambda: shelf(live) == before, "the files go when the requests of before are over")
 
 
 async def test_a_rejected_folder_leaves_nothing_behind(live_gateway: Live, tmp_path: Path) -> None:
