@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from tests import ports
 from tests.fake_vllm import FakeVLLM
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,17 +33,17 @@ async def serving(home: Path, engine: FakeVLLM, **environ: str) -> AsyncIterator
     """`loragate serve` with a key for inference; all that it prints goes to `<home>/printed`."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("LORAGATE")}
     env |= {"PYTHONPATH": str(ROOT), "LORAGATE__HEALTH__PROBE_INTERVAL_S": "0.05", **environ}
-    ports = [free_port(), free_port()]
-    argv = ["serve", "--engine", engine.url, "--data-dir", str(home), "--port", str(ports[0])]
+    own = [ports.unused(), ports.unused()]
+    argv = ["serve", "--engine", engine.url, "--data-dir", str(home), "--port", str(own[0])]
     with (home / "printed").open("ab") as printed:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "gateway", *argv, "--admin-port", str(ports[1])),
+            *(sys.executable, "-m", "gateway", *argv, "--admin-port", str(own[1])),
             cwd=home,
             env=env,
             stdout=printed,
             stderr=printed,
         )
-    url = f"http://127.0.0.1:{ports[0]}"
+    url = f"http://127.0.0.1:{own[0]}"
     try:
         async with httpx.AsyncClient(trust_env=False, timeout=30) as http, asyncio.timeout(60):
             while True:
@@ -52,18 +52,12 @@ async def serving(home: Path, engine: FakeVLLM, **environ: str) -> AsyncIterator
                         break
                 await asyncio.sleep(0.02)
             admin = {"authorization": f"Bearer {(home / 'admin.key').read_text().strip()}"}
-            made = await http.post(f"http://127.0.0.1:{ports[1]}/admin/v1/keys", json={"name": "x"}, headers=admin)
-        yield Child(process, url, f"http://127.0.0.1:{ports[1]}", ports[0], made.json()["key"])
+            made = await http.post(f"http://127.0.0.1:{own[1]}/admin/v1/keys", json={"name": "x"}, headers=admin)
+        yield Child(process, url, f"http://127.0.0.1:{own[1]}", own[0], made.json()["key"])
     finally:
         if process.returncode is None:
             process.kill()
         await process.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def caller(child: Child) -> httpx.AsyncClient:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import sys
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests import ports
 from tests.fake_vllm import FakeVLLM
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,27 +38,23 @@ async def until_listening(http: httpx.AsyncClient, url: str) -> None:
 async def test_a_flood_of_connections_leaves_the_admin_port_and_new_requests_alone(
     engine: FakeVLLM, tmp_path: Path
 ) -> None:
-    ports = []
-    for _ in range(2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
+    own = [ports.unused(), ports.unused()]
     command = [sys.executable, "-c", LAUNCH, "serve", "--engine", engine.url, "--data-dir", str(tmp_path)]
-    command += ["--port", str(ports[0]), "--admin-port", str(ports[1])]
+    command += ["--port", str(own[0]), "--admin-port", str(own[1])]
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stderr=asyncio.subprocess.DEVNULL)
     writers = []
     try:
         async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
-            await until_listening(http, f"http://127.0.0.1:{ports[0]}")
+            await until_listening(http, f"http://127.0.0.1:{own[0]}")
         for _ in range(LIMIT * 2):
-            _, writer = await asyncio.open_connection("127.0.0.1", ports[0])
+            _, writer = await asyncio.open_connection("127.0.0.1", own[0])
             writers.append(writer)
         async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
-            assert (await http.get(f"http://127.0.0.1:{ports[1]}/livez")).status_code == 200
+            assert (await http.get(f"http://127.0.0.1:{own[1]}/livez")).status_code == 200
         for writer in writers:
             writer.close()
         async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
-            await until_listening(http, f"http://127.0.0.1:{ports[0]}")
+            await until_listening(http, f"http://127.0.0.1:{own[0]}")
     finally:
         for writer in writers:
             writer.transport.abort()

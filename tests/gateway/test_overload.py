@@ -83,7 +83,7 @@ async def test_what_does_not_fit_is_refused_at_once_and_never_reaches_the_engine
 async def test_who_waits_too_long_is_refused_and_who_leaves_the_queue_takes_no_place(
     engine: FakeVLLM, tmp_path: Path
 ) -> None:
-    async with quiet(tmp_path, [engine], admission={**NARROW, "queue_timeout_s": 0.3}) as gateway:
+    async with quiet(tmp_path, [engine], admission={**NARROW, "queue_timeout_s": 1.5}) as gateway:
         async with await gateway.http(await counted(gateway)) as http:
             engine.script(Fault.STALL_BEFORE_HEAD, times=2)
             stuck = [asyncio.create_task(http.post(CHAT, json=ask(CHAT))) for _ in range(2)]

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway.local import ports
 from gateway.local.display import Display
 from gateway.local.engine import Launch
 from gateway.local.enginelog import EngineLog
 from gateway.local.places import Places
 from gateway.local.supervisor import Pace, Supervisor
+from tests import ports
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Pace(poll_s=0.02, grace_s=5.0, stable_s=60.0, backoff_s=(0.01, 0.02))
@@ -47,7 +47,7 @@ def display(tmp_path: Path) -> Iterator[Display]:
 
 def fake_launch(places: Places, *flags: str, argv: tuple[str, ...] | None = None) -> Launch:
     """The fake engine as a process, with the key and the base that the supervisor is told of."""
-    port = ports.free_port()
+    port = ports.unused()
     fake = (sys.executable, "-m", "tests.fake_vllm", "--host", "127.0.0.1", "--port", str(port), "--base", "demo-base")
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "VLLM_API_KEY": "engine-secret"}
     return Launch(

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from gateway.local import indexes, ports
+from gateway.local import indexes
 from gateway.local.doctor import Check, document
+from tests import ports
 from tests.local.conftest import ROOT
 
 
 def doctor(environ: dict[str, str], data: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    free = ("--port", str(ports.free_port()), "--admin-port", str(ports.free_port()))
+    free = ("--port", str(ports.unused()), "--admin-port", str(ports.unused()))
     argv = [sys.executable, "-m", "gateway", "doctor", "--data-dir", str(data), *free, *flags]
     return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env=environ, timeout=60, check=False)
 
@@ -138,7 +139,7 @@ def test_a_gateway_of_another_data_directory_is_in_the_way(offline: dict[str, st
 
 
 def test_indexes_are_asked_and_their_credentials_never_shown(offline: dict[str, str], tmp_path: Path, web: str) -> None:
-    gone, no = f"http://127.0.0.1:{ports.free_port()}/gone", (tmp_path / "no").as_uri()
+    gone, no = f"http://127.0.0.1:{ports.unused()}/gone", (tmp_path / "no").as_uri()
     environ = {
         **offline,
         "PIP_INDEX_URL": f"http://me:secret@{web}/good",

@@ -90,7 +90,7 @@ async def test_a_crash_after_ready_is_restarted_with_the_reason_shown(places: Pl
 
 
 async def test_kill_9_of_the_engine_is_named_and_restarted(places: Places) -> None:
-    pace = Pace(poll_s=0.02, grace_s=5.0, stable_s=60.0, backoff_s=(1.0,))
+    pace = Pace(poll_s=0.02, grace_s=5.0, stable_s=60.0, backoff_s=(60.0,))
     supervisor = supervise(places, fake_launch(places), pace)
     task = asyncio.create_task(supervisor.run())
     await supervisor.ready()

@@ -17,9 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway.local import ports
 from gateway.local.places import Places
 from gateway.local.process import run
+from tests import ports
 from tests.fake_faults import Fault
 from tests.fake_vllm import FakeVLLM
 from tests.local.conftest import PATIENCE_S, ROOT, until
@@ -59,7 +59,7 @@ async def start(places: Places, engine_python: Path, offline: dict[str, str]) ->
 
     async def start_(*flags: str, port: int | None = None, own: bool = True) -> Up:
         found = Up.__new__(Up)
-        found.port, found.admin_port = port or ports.free_port(), ports.free_port()
+        found.port, found.admin_port = port or ports.unused(), ports.unused()
         found.out, found.err = (places.data.parent / f"{len(started)}.{name}" for name in ("out", "err"))
         listen = ("--port", str(found.port), "--admin-port", str(found.admin_port))
         argv = (sys.executable, "-m", "gateway", "up", "--data-dir", str(places.data), *listen, *flags)
