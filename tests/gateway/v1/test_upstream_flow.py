@@ -95,7 +95,8 @@ async def test_a_thousand_at_once() -> None:
             await peer.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
             await peer.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
 
-    async with ScriptedServer(script) as server, client(server.url, UpstreamConfig()) as upstream:
+    config = UpstreamConfig(keepalive_s=3600)  # a thousand answers may take longer than the usual 4 s
+    async with ScriptedServer(script) as server, client(server.url, config) as upstream:
         for _ in range(2):  # the second time on the connections of the first
             bodies = [b"request %d" % number for number in range(1000)]
             sinks = [send(upstream, body)[0] for body in bodies]
