@@ -1,4 +1,4 @@
-"""Who asks: the bearer token (or x-api-key, which means the same) → Key, from the snapshot alone.
+"""Who asks: the bearer token → Key, from the snapshot alone. x-api-key means the same where no Authorization is sent.
 
 Every failure is the same 401 with the same work done. Must not know where keys are kept.
 """
