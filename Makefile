@@ -59,7 +59,8 @@ help:                    ## this list
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	{ echo "loragate needs Python 3.11 or newer. Install one, then say: make up PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@echo "Making .venv with $$($(PYTHON) --version) …"
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import runpy, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); sys.argv[1:] = [".venv"]; \
+	runpy.run_module("venv", run_name="__main__")'  # Ctrl-C shows no traceback
 	@echo "Installing what the gateway needs …"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r configs/environments/gateway.txt || \
 	{ echo "pip could not install it, for the reason above. Check the network, the proxy and pip's index, then start again." >&2; exit 1; }

@@ -85,7 +85,7 @@ def _line(what: str, *parts: str) -> str:
 
 def roughly(seconds: float) -> str:
     """An estimate claims no more than it knows: `40 s`, `3 min`."""
-    return spell(seconds) if seconds < 120 else f"{round(seconds / 60)} min"
+    return spell(seconds) if round(seconds) < 120 else f"{round(seconds / 60)} min"
 
 
 def spell(seconds: float) -> str:

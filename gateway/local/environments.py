@@ -108,7 +108,10 @@ class Environments:
             filling = Filling(kind, python_of(folder), self.environ, self.display, self.clock)
             await filling.run(folder, timings.last(kind.name))
         except BaseException:  # a cancelled or failed build leaves nothing behind; it is raised on
+            self.display.end("not finished")
+            self.display.show("Removing what was made so far")  # gigabytes: half a minute on a busy disk
             shutil.rmtree(folder, ignore_errors=True)
+            self.display.end()
             raise
         seconds = self.clock() - began
         stamp = {"kind": kind.name, "seconds": round(seconds, 1), "python": str(base)}

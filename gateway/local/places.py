@@ -5,6 +5,7 @@ Names files only: what is in them belongs to the modules that write them.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -76,13 +77,21 @@ class Places:
             with tempfile.TemporaryFile(dir=self.data) as probe:
                 probe.write(b"x")
         except OSError as exc:
-            reason = exc.strerror or str(exc)
-            if self.data.exists() and not self.data.is_dir():
-                reason = "it is a file"
-            raise CannotStart(
-                f"Cannot write to the data directory {self.data}: {reason}. "
-                "Name another with --data-dir or LORAGATE_HOME, or give this user the right to write there."
-            ) from None
+            raise unwritable(self.data, exc) from None
+
+
+def unwritable(data: Path, exc: OSError) -> CannotStart | StorageFull:
+    """Why nothing can be written to `data`, and what to do about it."""
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(
+            f"The disk of the data directory {data} is full. Free some space there, or name a data directory on "
+            "another disk with --data-dir or LORAGATE_HOME."
+        )
+    reason = "it is a file" if data.exists() and not data.is_dir() else exc.strerror or str(exc)
+    return CannotStart(
+        f"Cannot write to the data directory {data}: {reason}. "
+        "Name another with --data-dir or LORAGATE_HOME, or give this user the right to write there."
+    )
 
 
 def free_bytes(path: Path) -> int:

@@ -67,6 +67,7 @@ async def make(
             )
         return Plan(options.settings, None, demo=False)
     engine.need_flags(options.vllm_flags)
+    rank = engine.max_lora_rank(options.vllm_flags)
     chosen = None if options.model is not None and models.is_hub_id(options.model) else _local(options.model)
     machine = hardware.look(environ)
     kind = kinds()[_kind(machine, own=bool(environ.get("LORAGATE_ENGINE_PYTHON")))]
@@ -85,7 +86,7 @@ async def make(
         flags=options.vllm_flags,
     )
     local = Engine(url=launch.url, api_key=SecretStr(launch.api_key))
-    adapters = Adapters(max_lora_rank=engine.max_lora_rank(options.vllm_flags))
+    adapters = Adapters(max_lora_rank=rank)
     settings = options.settings.model_copy(update={"engines": (local,), "adapters": adapters})
     return Plan(settings, launch, chosen.demo)
 

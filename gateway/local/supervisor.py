@@ -71,6 +71,7 @@ class Supervisor:
         self._since_byte = 0
         self._ever_ready = False
         self._settled = asyncio.Event()  # ready or failed
+        self.last_end = ""  # how the engine ended last, for a person
         self.status = Status(State.STARTING, "not started yet", clock())
 
     def states(self) -> list[dict[str, Any]]:
@@ -109,7 +110,8 @@ class Supervisor:
                     return
                 failures = 0 if ready_s > self._pace.stable_s else failures + 1
                 pause = self._pace.backoff_s[min(failures, len(self._pace.backoff_s)) - 1] if failures else 0.0
-                self._set(State.RESTARTING, f"{_ended(code)}; started again in {pause:.0f} s", restarted=True)
+                self.last_end = _ended(code)
+                self._set(State.RESTARTING, f"{self.last_end}; started again in {pause:.0f} s", restarted=True)
                 await asyncio.sleep(pause)
         except OSError as exc:
             self._set(State.FAILED, f"The engine cannot be started: {exc.strerror or exc}: {self._launch.argv[0]}.")

@@ -25,6 +25,7 @@ from gateway.local.timings import Timings
 from gateway.settings import Settings
 
 WATCH_S = 0.5
+HINT_S = 8.0  # an engine that runs is found within the probes' two seconds
 PATIENCE_S = 1.0  # of somebody who has pressed Ctrl-C
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TRY_FIRST = "customer-service"
@@ -170,9 +171,7 @@ async def _guide(
     if supervisor is not None and made.launch is not None:
         await _until_engine(supervisor, places, around, f"engine-start:{made.launch.base}")
     async with AdminClient(made.settings, places.admin_key) as client:
-        while reasons := await client.reasons():
-            around.display.show("Waiting for the gateway to be ready", reasons[0].partition(": ")[0])
-            await asyncio.sleep(WATCH_S)
+        await _until_ready(client, around, waited_for=made.launch is None)
         around.display.end("ready")
         if made.demo:
             await demo.register(client, places, around.display)
@@ -193,6 +192,35 @@ async def _guide(
         )
     )
     around.out.flush()
+    if supervisor is not None:
+        await _tell_restarts(supervisor, around.display)
+
+
+async def _tell_restarts(supervisor: Supervisor, display: Display) -> None:
+    """For as long as it serves: an engine that ended says why on the terminal too, not only in the log."""
+    told, back = supervisor.status.restarts, True
+    while True:
+        status = supervisor.status
+        if status.restarts != told:
+            told, back = status.restarts, False
+            display.say(f"vLLM {supervisor.last_end} and is started again. Its log says more.")
+        elif not back and status.state is State.READY:
+            back = True
+            display.say("vLLM is ready again.")
+        await asyncio.sleep(WATCH_S)
+
+
+async def _until_ready(client: AdminClient, around: Surroundings, *, waited_for: bool) -> None:
+    """`waited_for`: the engine is not ours, so it may come later, or never: the person decides."""
+    began, told = around.clock(), not waited_for
+    while reasons := await client.reasons():
+        summary, _, detail = reasons[0].partition(": ")
+        if not told and around.clock() - began > HINT_S:
+            told = True
+            around.display.say(f"{(detail or summary).rstrip('.')}{'' if detail.endswith('?') else '.'}")
+            around.display.say("It is asked again until it is ready. Ctrl-C ends that.")
+        around.display.show("Waiting for the gateway to be ready", summary)
+        await asyncio.sleep(WATCH_S)
 
 
 async def _until_engine(supervisor: Supervisor, places: Places, around: Surroundings, timing: str) -> None:

@@ -72,7 +72,7 @@ def test_a_stream_that_is_no_terminal_has_a_width_all_the_same() -> None:
 
 
 def test_an_estimate_claims_no_more_than_it_knows() -> None:
-    assert [roughly(8.4), roughly(119), roughly(200), roughly(3000)] == ["8 s", "119 s", "3 min", "50 min"]
+    assert [roughly(8.4), roughly(119), roughly(119.6), roughly(3000)] == ["8 s", "119 s", "2 min", "50 min"]
 
 
 def test_spell() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -15,7 +16,7 @@ from adapters.errors import StorageFull
 from gateway.local import ports
 from gateway.local.errors import AlreadyRunning, CannotStart, PortTaken
 from gateway.local.locks import hold
-from gateway.local.places import Places, need_space, write_private
+from gateway.local.places import Places, need_space, unwritable, write_private
 from gateway.local.timings import Timings
 from tests.local.conftest import ROOT
 
@@ -24,6 +25,14 @@ def test_a_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CannotStart, match=r"Cannot write to the data directory .*--data-dir or LORAGATE_HOME"):
         Places(tmp_path / "file" / "data").prepare()
+
+
+def test_a_full_disk_is_not_called_a_matter_of_rights(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert isinstance(unwritable(tmp_path, full), StorageFull)
+    assert "Free some space" in unwritable(tmp_path, full).message
+    denied = unwritable(tmp_path, PermissionError(errno.EACCES, "Permission denied"))
+    assert "Permission denied. Name another" in denied.message
 
 
 def test_the_data_directory_is_private(places: Places) -> None:

@@ -140,6 +140,22 @@ async def test_ctrl_c_is_heard_at_once_and_a_slow_stop_says_why(start: Start, pl
     assert said == ["Stopping.", "Answers on their way have 30 s to end. Ctrl-C again cuts them off."]
 
 
+async def test_an_engine_that_dies_is_told_on_the_terminal_and_comes_back(start: Start, places: Places) -> None:
+    up = await start()
+    await up.ready()
+    os.kill(json.loads(places.engine_pid.read_text())["pid"], signal.SIGKILL)
+    await until(lambda: "vLLM is ready again." in up.err.read_text())
+    assert "vLLM ended by signal 9 (out of memory, or killed) and is started again." in up.err.read_text()
+    assert await up.end() == 0
+
+
+async def test_an_engine_that_does_not_answer_is_told_while_it_is_waited_for(start: Start) -> None:
+    up = await start("--engine", f"http://127.0.0.1:{ports.free_port()}")
+    await until(lambda: "It is asked again until it is ready." in up.err.read_text())
+    assert "cannot be reached. Is it running there?\n" in up.err.read_text()
+    assert await up.end() == 0
+
+
 async def test_after_kill_9_the_next_start_ends_the_orphan(start: Start, places: Places) -> None:
     up = await start()
     await up.ready()
@@ -196,6 +212,13 @@ async def test_what_cannot_work_is_one_sentence_and_exit_code_1(start: Start) ->
     assert await up.child.wait() == 1
     assert "--engine uses engines that already run" in up.err.read_text()
     assert up.err.read_text().count("\n") == 1
+
+
+async def test_a_flag_that_makes_no_sense_is_told_before_the_long_work(start: Start, places: Places) -> None:
+    up = await start("--", "--max-lora-rank", "many", own=False)
+    assert await up.child.wait() == 1
+    assert up.err.read_text() == "Error: --max-lora-rank takes a number, such as --max-lora-rank 64.\n"
+    assert list(places.environments.iterdir()) == []
 
 
 async def test_a_taken_port_is_told_before_the_long_work(start: Start, places: Places) -> None:
