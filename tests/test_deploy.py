@@ -162,6 +162,26 @@ def test_both_examples_load_as_settings(tmp_path: Path) -> None:
         assert loaded.drain.delay_s + loaded.drain.timeout_s < 60
 
 
+def rank(command: list[str]) -> int:
+    return int(command[command.index("--max-lora-rank") + 1])
+
+
+def test_the_gateway_takes_the_ranks_that_the_engine_takes(tmp_path: Path) -> None:
+    """The engine's API does not tell its limit: where the two disagree, good adapters are refused."""
+
+    def ours(environ: dict[str, str], text: str) -> int:
+        file = tmp_path / "gateway.yaml"
+        file.write_text(text)
+        return settings.load(environ, file=file, flags={"data_dir": str(tmp_path)}).adapters.max_lora_rank
+
+    cpu, cuda = document("compose.yaml")["services"], document("compose.cuda.yaml")["services"]
+    shipped = (DEPLOY / "gateway.yaml").read_text()
+    assert ours({}, shipped) == rank(cpu["engine"]["command"])
+    assert ours(cuda["gateway"]["environment"], shipped) == rank(cuda["engine"]["command"])
+    pod = objects("Deployment")["engine"]["spec"]["template"]["spec"]["containers"][0]
+    assert ours({}, objects("ConfigMap")["gateway"]["data"]["gateway.yaml"]) == rank(pod["args"])
+
+
 # Kubernetes
 
 
