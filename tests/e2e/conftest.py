@@ -104,7 +104,7 @@ def _ready(process: subprocess.Popen[str], data: Path, log: Path) -> Live:
         text = log.read_text()
         assert process.poll() is None, text
         found = re.search(r"^Ready: (http\S+/v1)$", text, re.MULTILINE)
-        admin = re.search(r"(http://[\d.]+:\d+)/admin", text)
+        admin = re.search(r"^Admin +(http://[\d.]+:\d+)", text, re.MULTILINE)
         if found and admin and "Stop " in text:
             assert httpx.get(found[1].removesuffix("/v1") + "/readyz", trust_env=False).status_code == 200
             return Live(process, data, found[1], admin[1], text)
