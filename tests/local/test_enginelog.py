@@ -49,6 +49,16 @@ def test_the_stage_is_the_last_line_that_tells(tmp_path: Path, lines: list[str],
             False,
         ),
         (
+            "(Worker pid=3) ERROR 11-23 09:07:56 [multiproc_executor.py:953] safetensors._safetensors_rust."
+            "SafetensorError: Error while deserializing header: incomplete metadata, file not fully covered\n"
+            "(EngineCore pid=2) ERROR 11-23 09:07:59 [core.py:1510] Exception: WorkerProc initialization failed due to "
+            "an exception in a background process. See stack trace for root cause.\n"
+            "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.",
+            "safetensors._safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata, "
+            "file not fully covered",
+            True,
+        ),
+        (
             "usage: api_server.py [-h]\napi_server.py: error: unrecognized arguments: --no-such-flag 3",
             "unrecognized arguments: --no-such-flag 3",
             True,

@@ -150,7 +150,7 @@ async def test_an_engine_that_dies_is_told_on_the_terminal_and_comes_back(start:
 
 
 async def test_an_engine_that_does_not_answer_is_told_while_it_is_waited_for(start: Start) -> None:
-    up = await start("--engine", f"http://127.0.0.1:{ports.free_port()}")
+    up = await start("--engine", f"http://127.0.0.1:{ports.unused()}")
     await until(lambda: "It is asked again until it is ready." in up.err.read_text())
     assert "cannot be reached. Is it running there?\n" in up.err.read_text()
     assert await up.end() == 0
