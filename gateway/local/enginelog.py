@@ -20,7 +20,8 @@ _DECORATION = re.compile(
 # An exception's last line, or an argument parser's. The lines that only point at another line are left out.
 _ERROR = re.compile(r"^(?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt)\b(?:: |$)|^[\w.]+: error: |^OSError|^Killed")
 _POINTER = re.compile(
-    r"(?:Engine core|WorkerProc) initialization failed|See root cause above|EngineDeadError|^SystemExit|^KeyboardInterrupt"
+    r"(?:Engine core|WorkerProc) initialization failed|See root cause above|EngineDeadError"
+    r"|^SystemExit|^KeyboardInterrupt"
 )
 _VALUE = "Value error, "
 _DECIDED = re.compile(
