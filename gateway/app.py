@@ -155,6 +155,7 @@ def _open_fleet(
     config = UpstreamConfig(
         connect_timeout_s=given.connect_timeout_s,
         first_byte_timeout_s=given.first_byte_timeout_s,
+        answer_timeout_s=given.answer_timeout_s,
         idle_timeout_s=given.idle_timeout_s,
         keepalive_s=given.keepalive_s,
         max_connections=given.max_connections,

@@ -79,6 +79,7 @@ class Receive(Section):
 class Upstream(Section):
     connect_timeout_s: float = 5.0
     first_byte_timeout_s: float = 120.0
+    answer_timeout_s: float = 600.0  # of a whole answer: its head comes when all is generated; the SDKs wait as long
     idle_timeout_s: float = 60.0
     keepalive_s: float = 4.0  # below uvicorn's 5 s, so that the engine seldom closes under us
     max_connections: int = 2048

@@ -47,6 +47,7 @@ class UpstreamConfig:
 
     connect_timeout_s: float = 5.0
     first_byte_timeout_s: float = 120.0
+    answer_timeout_s: float = 600.0  # the same for an answer that begins when all of it is generated
     idle_timeout_s: float = 60.0
     keepalive_s: float = 4.0  # below uvicorn's 5 s, so that the engine rarely closes under us
     max_connections: int = 1024
@@ -93,13 +94,14 @@ class Pool(Protocol):
 class Call:
     """Handle of one request; outlives its connection, so that a late `cancel` never hits another request."""
 
-    __slots__ = ("body", "connection", "head", "paused", "pool", "sink")
+    __slots__ = ("body", "connection", "head", "paused", "pool", "sink", "timeout_s")
 
-    def __init__(self, pool: Pool, sink: Sink, head: bytes, body: bytes) -> None:
+    def __init__(self, pool: Pool, sink: Sink, head: bytes, body: bytes, timeout_s: float) -> None:
         self.pool = pool
         self.sink: Sink | None = sink  # None: ended, no callback any more
         self.head = head
         self.body = body
+        self.timeout_s = timeout_s  # until the whole head of the answer
         self.connection: Connection | None = None
         self.paused = False
 
@@ -196,7 +198,7 @@ class Connection(asyncio.Protocol):
         call.connection = self
         self.stage = HEAD
         self._seen = 0
-        self.deadline = now + self._config.first_byte_timeout_s
+        self.deadline = now + call.timeout_s
         transport.write(call.head)
         if call.body:
             transport.write(call.body)
@@ -208,9 +210,9 @@ class Connection(asyncio.Protocol):
 
     def resume(self) -> None:
         """Read on, with a fresh deadline."""
-        config = self._config
-        if self._transport is not None:
-            self.deadline = self._now() + (config.idle_timeout_s if self.stage == BODY else config.first_byte_timeout_s)
+        call = self.call
+        if self._transport is not None and call is not None:
+            self.deadline = self._now() + (self._idle_s if self.stage == BODY else call.timeout_s)
             self._transport.resume_reading()
 
     def expire(self) -> None:
@@ -223,7 +225,7 @@ class Connection(asyncio.Protocol):
         elif call.paused:
             return  # our own reader is slow, not the engine
         elif self.stage == HEAD:
-            self.fail(Fault.FIRST_BYTE_TIMEOUT, f"no answer within {self._config.first_byte_timeout_s:g} s")
+            self.fail(Fault.FIRST_BYTE_TIMEOUT, f"no answer within {call.timeout_s:g} s")
         else:
             self.fail(Fault.IDLE_TIMEOUT, f"nothing came for {self._idle_s:g} s in the middle of the answer")
 

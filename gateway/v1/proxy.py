@@ -199,10 +199,10 @@ class Proxy:
         return replica
 
     def _send(self, x: Exchange, work: Work, replica: Replica, body: bytes, stream: bool) -> None:
-        x.stream = stream
-        work.replica = replica
+        x.stream, work.replica = stream, replica
         replica.outstanding += 1
-        x.call = replica.upstream.post(x.dialect.path, body, x, x.request_id.decode())
+        begins_late = x.dialect.generates and not stream
+        x.call = replica.upstream.post(x.dialect.path, body, x, x.request_id.decode(), begins_late)
         if not work.sent:
             self.metrics.overhead_seconds.observe(self.clock() - x.received)
         work.sent = True

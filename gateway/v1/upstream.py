@@ -52,8 +52,11 @@ class Upstream:
         """Sockets that are open, being opened or being closed."""
         return len(self._live)
 
-    def post(self, path: str, body: bytes, sink: Sink, request_id: str) -> Call:
-        """Send a JSON body; all that follows reaches `sink`, later. Raises ValueError for an odd path or id."""
+    def post(self, path: str, body: bytes, sink: Sink, request_id: str, begins_late: bool = False) -> Call:
+        """Send a JSON body; all that follows reaches `sink`, later. Raises ValueError for an odd path or id.
+
+        begins_late: the answer begins when all of it is generated; it has `answer_timeout_s` for that.
+        """
         head = self._heads.get(path)
         if head is None:
             head = self._post_head(path)
@@ -61,11 +64,13 @@ class Upstream:
             raise ValueError("request_id must be printable ASCII")
         first, rest = (body, b"") if len(body) <= JOIN_BYTES else (b"", body)
         wire = b"%b%b\r\ncontent-length: %d\r\n\r\n%b" % (head, request_id.encode(), len(body), first)
-        return self._start(Call(self, sink, wire, rest))
+        timeout_s = self.config.answer_timeout_s if begins_late else self.config.first_byte_timeout_s
+        return self._start(Call(self, sink, wire, rest, timeout_s))
 
     def get(self, path: str, sink: Sink) -> Call:
         """The same without a body, for probes."""
-        return self._start(Call(self, sink, b"%b\r\n" % self._head("GET", path), b""))
+        head = b"%b\r\n" % self._head("GET", path)
+        return self._start(Call(self, sink, head, b"", self.config.first_byte_timeout_s))
 
     def sweep(self, now: float) -> None:
         """Enforce every deadline passed at `now` (the clock's seconds): connect, first byte, idle, keep-alive."""

@@ -127,7 +127,7 @@ async def test_no_secret_and_no_prompt_in_anything_that_is_kept(
     engine: FakeVLLM, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings: dict[str, Any] = {
-        "upstream": {"first_byte_timeout_s": 0.1, "idle_timeout_s": 0.1},
+        "upstream": {"first_byte_timeout_s": 0.1, "answer_timeout_s": 0.1, "idle_timeout_s": 0.1},
         "health": {"eject_after": 10_000},
         "log": {"requests": True},
     }
@@ -170,6 +170,7 @@ async def test_nor_in_what_the_process_prints(engine: FakeVLLM, tmp_path: Path) 
         "LORAGATE__LOG__LEVEL": "debug",
         "LORAGATE__LOG__REQUESTS": "true",
         "LORAGATE__UPSTREAM__FIRST_BYTE_TIMEOUT_S": "0.1",
+        "LORAGATE__UPSTREAM__ANSWER_TIMEOUT_S": "0.1",
         "LORAGATE__UPSTREAM__IDLE_TIMEOUT_S": "0.1",
         "LORAGATE__HEALTH__EJECT_AFTER": "10000",
         "LORAGATE__HEALTH__PROBE_INTERVAL_S": "0.5",

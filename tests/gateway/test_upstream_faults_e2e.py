@@ -39,7 +39,7 @@ from tests.gateway.plane import (
 from tests.gateway.running import Running, running
 
 # Short enough for a test, long against a turn of the loop; the sweep adds up to 0.25 s. Only for what stalls.
-QUICK = {"first_byte_timeout_s": 1.0, "idle_timeout_s": 1.0}
+QUICK = {"first_byte_timeout_s": 1.0, "answer_timeout_s": 1.0, "idle_timeout_s": 1.0}
 PATIENT = {"max_answer_bytes": 2 << 20, "max_event_bytes": 1 << 20}
 TOLERANT = {"eject_after": 10_000}
 ENGINE_TEXT = ("nginx", "not JSON at all", "Internal server error", "SSH-2", "engine is busy", "/srv/", "canary")
@@ -286,6 +286,18 @@ async def test_one_retry_on_the_other_replica_before_the_first_byte(engine: Fake
             bad.script(Fault.REFUSE)
             for _ in range(4):
                 assert (await http.post(CHAT, json=ask(CHAT))).status_code == 200
+        await at_rest(gateway)
+
+
+async def test_a_whole_answer_may_take_longer_to_begin_than_a_stream(engine: FakeVLLM, tmp_path: Path) -> None:
+    """An engine sends the head of an answer that is not streamed when all of it is generated."""
+    bounds = {"first_byte_timeout_s": 0.2, "answer_timeout_s": 60}
+    async with quiet(tmp_path, [engine], upstream=bounds) as gateway:
+        async with await gateway.http(await counted(gateway)) as http:
+            engine.script(Fault.STALL_BEFORE_HEAD, path=CHAT)
+            assert (await http.post(CHAT, json=ask(CHAT, stream=True))).status_code == 504
+            engine.script(Fault.SLOW, path=CHAT, delay=1.0)
+            assert (await http.post(CHAT, json=ask(CHAT))).status_code == 200
         await at_rest(gateway)
 
 
