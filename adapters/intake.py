@@ -66,7 +66,7 @@ def check(
 
 def _compare_base(named: str | None, base: BaseInfo) -> list[str]:
     """Names of a base differ between machines (paths, hub ids), so shapes decide where they are known."""
-    if named is None or named == base.root or _last(named) in (_last(base.id), _last(base.root or base.id)):
+    if not named or named == base.root or _last(named) in (_last(base.id), _last(base.root or base.id)):
         return []
     if base.shape is not None:
         return [f"It was trained on {named[:120]}; the served base {base.id} has the same shapes, so it was accepted."]

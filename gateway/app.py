@@ -112,7 +112,7 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
         stack.push_async_callback(reconciler.close)
         await stack.enter_async_context(prober)
 
-        health = Health(proxy, lambda: refresher.trouble)
+        health = Health(proxy, lambda: refresher.trouble, engine_states or list)
         status = Status(settings, proxy, health, adapters, recorder, wall, engine_states)
         _connect_gauges(metrics, proxy, status)
         services = AdminServices(

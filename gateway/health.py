@@ -9,15 +9,23 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.v1.proxy import Proxy
-from gateway.v1.routing import ReplicaState
+from gateway.v1.routing import Replica, ReplicaState
 
 LIVE = {"alive": True}
 
 
 class Health:
-    def __init__(self, proxy: Proxy, registry_trouble: Callable[[], str | None]) -> None:
+    """engine_states: what supervises engines on this machine says about them."""
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        registry_trouble: Callable[[], str | None],
+        engine_states: Callable[[], list[dict[str, Any]]] = list,
+    ) -> None:
         self._proxy = proxy
         self._registry_trouble = registry_trouble
+        self._engine_states = engine_states
         self.draining = False
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
@@ -28,11 +36,19 @@ class Health:
                 "url": replica.url,
                 "state": replica.state.value,
                 "model": self._proxy.snapshot.base if replica.state is ReplicaState.READY else None,
-                "reason": replica.reason or None,
+                "reason": self._why_not(replica) or None,
             }
             for replica in self._proxy.fleet.replicas
         ]
         return not reasons, {"ready": not reasons, "reasons": reasons, "replicas": replicas}
+
+    def _why_not(self, replica: Replica) -> str:
+        """Why it is not ready: who supervises it knows that it crashed, where we only see a refused connection."""
+        if replica.state is not ReplicaState.READY:
+            for engine in self._engine_states():
+                if engine["url"] == replica.url and engine["reason"]:
+                    return str(engine["reason"])
+        return replica.reason
 
     def _reasons(self) -> list[str]:
         reasons = []
@@ -45,7 +61,7 @@ class Health:
         if not fleet.replicas:
             reasons.append("no engine is configured; start with --engine URL")
         elif not fleet.any_ready():
-            reasons += [f"engine {r.url} is {r.state.value}: {r.reason}" for r in fleet.replicas]
+            reasons += [f"engine {r.url} is {r.state.value}: {self._why_not(r)}" for r in fleet.replicas]
         elif snapshot.base is None:
             reasons.append("the engine has not said which base model it serves")
         return reasons

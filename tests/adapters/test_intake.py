@@ -239,11 +239,13 @@ def test_a_rank_above_the_engines_names_the_flag(tmp_path: Path, base: BaseInfo)
     assert check(folder, base, 32).rank == 20
 
 
-def test_an_unknown_base_is_told_by_its_name(tmp_path: Path) -> None:
+def test_an_unknown_base_is_told_by_its_name(tmp_path: Path, base: BaseInfo) -> None:
     folder = write(tmp_path / "adapter")
     assert _reason(folder, BaseInfo("Qwen2.5-7B")) == "base_mismatch"
     assert check(folder, BaseInfo("org/Demo-Base"), 16).warnings == ()
     assert check(folder, None, 16).base == "/runs/demo-base"
+    unnamed = write(tmp_path / "unnamed", {"base_model_name_or_path": ""})
+    assert check(unnamed, base, 16).warnings == ()
 
 
 def test_a_file_swapped_while_it_is_taken_cannot_slip_through(tmp_path: Path, base: BaseInfo) -> None:

@@ -204,6 +204,7 @@ async def test_readyz_tells_the_state_while_the_engine_starts(start: Start) -> N
     assert found.status_code == 503
     assert found.json()["ready"] is False
     assert found.json()["reasons"]
+    assert found.json()["replicas"][0]["reason"] == "the engine is starting", "what the supervisor knows"
     assert await up.end() == 0
 
 
