@@ -26,7 +26,7 @@ test-compiled: .venv/ready .venv/dev ## the gateway's tests against the compiled
 	cd build/compiled && ../../$(FAST) -p no:cacheprovider tests/gateway $(ARGS); \
 	else echo "Nothing is compiled here (no C compiler): the tests above are all there is."; fi
 
-test-fast: .venv/dev     ## the tests that need neither: under a minute
+test-fast: .venv/dev     ## the tests that need neither: about a minute
 	@$(FAST) $(ARGS)
 
 check: .venv/dev         ## lint, format and types
