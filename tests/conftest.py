@@ -38,7 +38,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """For `-n auto`: two more processes than processors, because tests of servers also wait (2 cores: 66 s, 75 with one)."""
+    """For `-n auto`: two processes more than processors: tests of servers also wait (2 cores: 66 s, with one 75)."""
     return min((os.cpu_count() or 1) + 2, 9)
 
 
