@@ -38,7 +38,7 @@ format: .venv/dev        ## put the source in order
 	@.venv/bin/ruff check --fix .
 	@.venv/bin/ruff format .
 
-bench: .venv/ready .venv/dev         ## side by side with nginx, vllm-router and LiteLLM; writes bench/RESULTS.md (about 40 minutes)
+bench: .venv/ready .venv/dev         ## side by side with nginx, vllm-router and LiteLLM; writes bench/RESULTS.md (about 15 minutes)
 	@$(RUN) -m bench $(ARGS)
 
 pins: .venv/dev          ## resolve the pins of configs/environments anew

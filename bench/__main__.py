@@ -29,6 +29,7 @@ from bench.scenarios import SCENARIOS, shortened, side_by_side
 from bench.up import demo_up
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
+USUAL = ("nginx", "gateway", "vllm-router", "vllm-router-1-thread", "litellm")
 KINDS = ("side_by_side", "registry", "real")
 
 
@@ -37,7 +38,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         prog="python -m bench", description="The gateway beside its peers, over a mock engine."
     )
     parser.add_argument("what", nargs="?", default="all", choices=("all", "side", "registry", "real", "profile"))
-    parser.add_argument("--peers", default="nginx,gateway,vllm-router,litellm", help=f"some of {','.join(PEERS)}")
+    parser.add_argument("--peers", default=",".join(USUAL), help=f"some of {','.join(PEERS)}")
     parser.add_argument(
         "--scenario", default="", help=f"some of {','.join(each.name for each in SCENARIOS)}; all if empty"
     )
@@ -155,9 +156,11 @@ def peer_version(name: str) -> str:
             return f"**loragate {version('loragate')}, everything on**"
         except PackageNotFoundError:
             return "**loragate**"
-    pins = (PINS / f"{name}.txt").read_text().splitlines()
-    package = {"smg": "sglang-router"}.get(name, name)
-    return next(pin for pin in pins if pin.startswith(f"{package}==")).replace("==", " ")
+    pinned = name.removesuffix("-1-thread")
+    pins = (PINS / f"{pinned}.txt").read_text().splitlines()
+    package = {"smg": "sglang-router"}.get(pinned, pinned)
+    found = next(pin for pin in pins if pin.startswith(f"{package}==")).replace("==", " ")
+    return found if name == pinned else f"{found}, one thread"
 
 
 def _interrupted(number: int, frame: object) -> NoReturn:

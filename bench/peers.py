@@ -6,6 +6,7 @@ One start function a peer, one worker each, settings as in production, access lo
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import os
 import shutil
@@ -153,12 +154,14 @@ def start_gateway(place: Place, engine: int, data_dir: Path | None = None, name:
     return wait_ready(Running(name, process, Endpoint(port, kept.read_text()), admin_port=admin), place)
 
 
-def start_vllm_router(place: Place, engine: int) -> Running:
+def start_vllm_router(place: Place, engine: int, name: str = "vllm-router") -> Running:
+    """With a thread per core, as it comes; named `vllm-router-1-thread` with one, as this gateway has."""
     port = free_port()
     binary = environment("vllm-router", place.cache) / "vllm-router"
     command = [str(binary), "--host", "127.0.0.1", "--port", str(port), "--worker-urls", f"http://127.0.0.1:{engine}"]
     command += ["--policy", "round_robin", "--log-level", "warning", "--prometheus-port", str(free_port())]
-    return wait_ready(Running("vllm-router", launch("vllm-router", command, place), Endpoint(port)), place)
+    environ = {"TOKIO_WORKER_THREADS": "1"} if name.endswith("-1-thread") else {}
+    return wait_ready(Running(name, launch(name, command, place, environ), Endpoint(port)), place)
 
 
 def start_smg(place: Place, engine: int) -> Running:
@@ -185,6 +188,7 @@ PEERS: dict[str, Callable[[Place, int], Running]] = {
     "nginx": start_nginx,
     "gateway": start_gateway,
     "vllm-router": start_vllm_router,
+    "vllm-router-1-thread": functools.partial(start_vllm_router, name="vllm-router-1-thread"),
     "smg": start_smg,
     "litellm": start_litellm,
 }

@@ -120,7 +120,13 @@ def _streams(samples: Samples, peers: Sequence[str], name: dict[str, str]) -> st
     rows += [
         [name[peer], *(_pair(samples, "streams", peer, figure) for figure in ("first", "delay"))] for peer in peers
     ]
-    return table(["", "time to first token", "each token on its way"], rows)
+    text = table(["", "time to first token", "each token on its way"], rows)
+    if f"{RIVAL}-1-thread" in peers:
+        text += (
+            f"\n\nAs it comes, {RIVAL} has a thread per core; the row below it is the same program with one, as the\n"
+            "gateway has."
+        )
+    return text
 
 
 def _resources(data: dict[str, Any], peers: Sequence[str], name: dict[str, str]) -> str:
