@@ -112,8 +112,9 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
         stack.push_async_callback(reconciler.close)
         await stack.enter_async_context(prober)
 
-        health = Health(proxy, lambda: refresher.trouble, engine_states or list)
-        status = Status(settings, proxy, health, adapters, recorder, wall, engine_states)
+        states = engine_states or list
+        health = Health(proxy, lambda: refresher.trouble, states)
+        status = Status(settings, proxy, health, adapters, recorder, wall, states)
         _connect_gauges(metrics, proxy, status)
         services = AdminServices(
             keys=keys,

@@ -21,7 +21,7 @@ class Health:
         self,
         proxy: Proxy,
         registry_trouble: Callable[[], str | None],
-        engine_states: Callable[[], list[dict[str, Any]]] = list,
+        engine_states: Callable[[], list[dict[str, Any]]],
     ) -> None:
         self._proxy = proxy
         self._registry_trouble = registry_trouble

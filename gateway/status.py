@@ -25,7 +25,7 @@ class Status:
         adapters: AdapterService,
         recorder: UsageRecorder,
         wall: Callable[[], float],
-        engine_states: Callable[[], list[dict[str, Any]]] | None,
+        engine_states: Callable[[], list[dict[str, Any]]],
     ) -> None:
         self._settings = settings
         self._proxy = proxy
@@ -55,7 +55,7 @@ class Status:
             "in_flight": self._proxy.admission.in_flight,
             "adapters": dict(self.adapter_counts()),
             "replicas": body["replicas"],
-            "engines": self._engine_states() if self._engine_states is not None else [],
+            "engines": self._engine_states(),
             "usage_dropped": self._recorder.dropped,
             "data_dir": str(self._settings.data_dir),
         }

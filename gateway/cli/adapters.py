@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import click
 
+from adapters.errors import InvalidName
+from adapters.names import check_version
 from gateway.cli import output
 from gateway.cli.client import Refused, segment
 from gateway.cli.session import Session, session
 
 PATH = "/admin/v1/adapters"
-_VERSION = re.compile("[0-9a-f]{12}")
 LOAD_TIMEOUT_S = 600.0  # copying and loading gigabytes of weights into several engines
 
 
 def digits(_: click.Context, __: click.Parameter, version: str | None) -> str | None:
     """A version as people paste it: its 12 digits, or the whole `name@<12 digits>` of an answer."""
-    found = None if version is None else version.rpartition("@")[2]
-    if found is not None and not _VERSION.fullmatch(found):
-        raise click.BadParameter("a version is 12 hex digits; `loragate adapters show NAME` lists them.")
-    return found
+    if version is None:
+        return None
+    try:
+        return check_version(version.rpartition("@")[2])
+    except InvalidName:
+        raise click.BadParameter("a version is 12 hex digits; `loragate adapters show NAME` lists them.") from None
 
 
 @click.group()

@@ -39,7 +39,7 @@ Line = tuple[str, str, str, str, bool]  # the fields of doctor's Check
 def examine(kind: Kind, places: Places, machine: Hardware, environ: Mapping[str, str]) -> Iterator[Line]:
     """One line per environment that is here, or that `up` would make; with each package that does not import."""
     name = f"environment {kind.name}"
-    environments = Environments(places, machine, environ, Display(io.StringIO(), clock=time.monotonic), time.monotonic)
+    environments = _looked_at(places, machine, environ)
     if kind.name == ("engine-cpu" if machine.gpus else "engine-cuda"):
         yield name, "ok", "not needed on this machine", "", False
         return
@@ -61,7 +61,7 @@ def examine(kind: Kind, places: Places, machine: Hardware, environ: Mapping[str,
 
 def left_over(kinds: Iterable[Kind], places: Places, machine: Hardware, environ: Mapping[str, str]) -> Iterator[Line]:
     """One line per environment made for other pins or another Python, which no start of this version uses."""
-    environments = Environments(places, machine, environ, Display(io.StringIO(), clock=time.monotonic), time.monotonic)
+    environments = _looked_at(places, machine, environ)
     try:
         version = suitable_python(environ).version
     except ServiceError:
@@ -73,6 +73,11 @@ def left_over(kinds: Iterable[Kind], places: Places, machine: Hardware, environ:
             found = f"{size:.1f} GB that this version does not use"
             advice = f"Remove {folder}, unless another version of loragate uses this data directory."
             yield f"environment {folder.name}", "warning", found, advice, False
+
+
+def _looked_at(places: Places, machine: Hardware, environ: Mapping[str, str]) -> Environments:
+    """Nothing is made, so nothing is shown."""
+    return Environments(places, machine, environ, Display(io.StringIO(), clock=time.monotonic), time.monotonic)
 
 
 def imports(python: Path, names: tuple[str, ...], environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:

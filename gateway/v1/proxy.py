@@ -463,5 +463,5 @@ def _target(work: Work) -> Target:
 
 
 def _replica(work: Work) -> Replica:
-    assert work.replica is not None  # noqa: S101  # set by _try, which returned None
+    assert work.replica is not None  # noqa: S101  # set by _send; _ask_engine returned, so the replica answered
     return work.replica
