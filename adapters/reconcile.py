@@ -21,7 +21,7 @@ from adapters.db import Database
 from adapters.engine import EngineClient, EngineModel
 from adapters.errors import EngineError, ServiceError, Unavailable
 from adapters.replica import Replica
-from adapters.types import ReplicaState, ReplicaView
+from adapters.types import ReplicaState, ReplicaView, WantedVersion
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 class Wanted:
     """What the registry says, as far as one engine is concerned."""
 
-    load: tuple[tuple[str, str | None], ...]  # (engine name, base it was checked against), most wanted first
+    load: tuple[WantedVersion, ...]  # most wanted first
     known: frozenset[str]  # of what is resident or failed there: in the registry
     unload: frozenset[str]  # of what is resident there: once in the registry, removed since
 
@@ -48,7 +48,9 @@ def plan(wanted: Wanted, resident: Collection[str], waiting: Collection[str], ba
     """Pure: from what is wanted and what is seen to what to do. `waiting` failed too recently to be tried again."""
     here = frozenset(resident)
     load = tuple(
-        name for name, made_for in wanted.load if name not in here and name not in waiting and made_for in (None, base)
+        each.engine_name
+        for each in wanted.load
+        if each.engine_name not in here and each.engine_name not in waiting and each.base in (None, base)
     )
     unload = wanted.unload & here
     return Plan(load, tuple(sorted(unload)), here - wanted.known - unload)

@@ -7,25 +7,29 @@ gone before weights. Must not know HTTP doors or how things are shown.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
 
 from adapters import intake, store
 from adapters.db import Database
-from adapters.errors import Conflict, EngineError, InvalidName, ServiceError
+from adapters.errors import Conflict, EngineError, InvalidName, InvalidRequest, ServiceError
 from adapters.intake import Checked
 from adapters.names import check_public_name, check_version, engine_name
 from adapters.reconcile import Reconciler
 from adapters.served import BaseInfo, described
 from adapters.shelf import Draft, Shelf
 from adapters.store import Wish
-from adapters.types import Adapter, PlacementState, Version, VersionState
+from adapters.store_history import history
+from adapters.types import Adapter, Canary, Ceilings, Event, PlacementState, Rules, Version, VersionState
 
 MAX_NOTES = 4096
+OPERATOR = "operator"  # who moved it, where no key says so
 QUIET_POLL_S = 0.25
 QUIET_MAX_S = 3600.0  # no request lives longer: 131,072 tokens at 40 a second
 
@@ -86,25 +90,41 @@ class AdapterService:
         base = await self._base()
         return await asyncio.to_thread(intake.check, source, base, self._max_lora_rank)
 
-    async def register(self, source: Path, name: str, *, promote: bool = False, notes: str = "") -> Adapter:
-        """Check, store and hot-load the folder `source` as a version of `name`; the same content is the same version.
+    async def register(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        promote: bool = False,
+        notes: str = "",
+        source: str = "",
+        checksums: Mapping[str, str] | None = None,
+        lineage: str | None = None,
+        owner: str | None = None,
+        by: str = OPERATOR,
+    ) -> Adapter:
+        """Check, store and hot-load `folder` as a version of `name`; the same content is the same version.
 
-        With `promote` the name points at it once every engine that is ready has it. Raises AdapterRejected,
-        InvalidName, StorageFull, Conflict; EngineError when it was registered but could not be promoted.
+        source: where the folder came from, where it is not the source itself; checksums: file → sha256 as it came;
+        lineage: JSON, how it was made; owner: the key that may delete the adapter. With `promote` the name points at
+        it once every engine that is ready has it. Raises AdapterRejected, InvalidName, StorageFull, Conflict;
+        EngineError when it was registered but could not be promoted.
         """
         base = await self._base()
         self._check_free(name, base)
         async with self._intake:
             draft = await asyncio.to_thread(self._shelf.draft)
             try:
-                checked = await asyncio.to_thread(intake.check, source, base, self._max_lora_rank, draft.write)
-                version = self._described(name, checked, base, str(source), notes[:MAX_NOTES])
-                await self._keep(draft, version, checked, base)
+                checked = await asyncio.to_thread(intake.check, folder, base, self._max_lora_rank, draft.write)
+                version = self._described(name, checked, base, source or str(folder), notes[:MAX_NOTES])
+                version = replace(version, checksums=json.dumps(dict(checksums)) if checksums else None)
+                add = partial(store.add, version=version, by=by, owner=owner, lineage=lineage)
+                await self._keep(draft, version, checked, base, add)
             finally:
                 draft.close()
         await self._changed()
         if promote:
-            return await self.promote(name, version.version)
+            return await self.promote(name, version.version, by=by)
         await self._reconciler.load_everywhere(version.engine_name)
         return await self.show(name)
 
@@ -117,19 +137,57 @@ class AdapterService:
         """One adapter, with where each version is loaded; NotFound."""
         return self._placed(await self._db.read(lambda conn: store.find(conn, name)))
 
-    async def promote(self, name: str, version: str, *, why: str = "") -> Adapter:
+    async def history(self, name: str, *, before: int | None, limit: int) -> tuple[tuple[Event, ...], bool]:
+        """What happened to `name`, newest first, and whether there is more; also of one that was removed. NotFound."""
+        found, more = await self._db.read(lambda conn: history(conn, name, before, limit))
+        if not found and before is None:
+            await self._db.read(lambda conn: store.find(conn, name))
+        return found, more
+
+    async def promote(self, name: str, version: str, *, by: str = OPERATOR, why: str = "") -> Adapter:
         """Point `name` at `version` once every ready engine has it; the others catch up when they are back.
 
         Raises NotFound, Conflict; EngineError where an engine refuses it, and then nothing has moved.
         """
-        return await self._point(name, check_version(version), "promoted", why)
+        return await self._point(name, check_version(version), "promoted", by, why)
 
-    async def rollback(self, name: str, *, why: str = "") -> Adapter:
+    async def rollback(self, name: str, *, by: str = OPERATOR, why: str = "") -> Adapter:
         """Point `name` at what answered before; a second rollback undoes the first. NotFound, Conflict, EngineError."""
         adapter = await self._db.read(lambda conn: store.find(conn, name))
         if adapter.previous is None:
             raise Conflict(f"{name} has no previous version to go back to. Promote a version by its 12 digits instead.")
-        return await self._point(name, adapter.previous, "rolled back", why)
+        return await self._point(name, adapter.previous, "rolled back", by, why)
+
+    async def canary(
+        self, name: str, version: str, percent: float, *, rules: Rules | None = None, by: str = OPERATOR, why: str = ""
+    ) -> Adapter:
+        """Let `version` answer `percent` of the callers of `name`, once every ready engine has it.
+
+        Raises NotFound, Conflict, InvalidRequest; EngineError where an engine refuses it, and then nothing has moved.
+        """
+        if not 0 < percent <= 100:
+            raise InvalidRequest("`percent` is above 0 and at most 100; 100 is what promote does.", param="percent")
+        found = await self._one(name, version)
+        await self._load(found, f"{name} still answers as before.")
+        at = self._clock()
+        given = Canary(found.version, percent, at, rules or Rules())
+        await self._db.write(lambda conn: store.set_canary(conn, name, given, at, by=by, why=why))
+        await self._moved()
+        return await self.show(name)
+
+    async def end_canary(self, name: str, *, by: str = OPERATOR, why: str = "", only: str | None = None) -> bool:
+        """Answer all callers of `name` with the live version; False where no canary, or another than `only`, runs."""
+        at = self._clock()
+        ended = await self._db.write(lambda conn: store.end_canary(conn, name, at, by=by, why=why, only=only))
+        if ended:
+            await self._moved()
+        return ended
+
+    async def limit(self, name: str, ceilings: Ceilings) -> Adapter:
+        """Limit all callers of `name` together; a ceiling of None is that of the settings. NotFound."""
+        await self._db.write(lambda conn: store.set_ceilings(conn, name, ceilings, self._clock()))
+        await self._changed()
+        return await self.show(name)
 
     async def load(self, name: str, version: str | None = None) -> Adapter:
         """Keep `version` (None: the live one) loaded on every engine; NotFound, Conflict, EngineError."""
@@ -147,13 +205,13 @@ class AdapterService:
         _raise_first(await self._reconciler.unload_everywhere(found.engine_name), "Try again.")
         return await self.show(name)
 
-    async def remove(self, name: str, version: str | None = None) -> tuple[Version, ...]:
+    async def remove(self, name: str, version: str | None = None, *, by: str = OPERATOR) -> tuple[Version, ...]:
         """Remove one version, or the whole adapter; returns what went. NotFound, Conflict for the live version.
 
         Names go first, then the engines unload, then the files go: at once, or when the requests of before are over.
         An engine that is away unloads when it is back.
         """
-        gone = await self._db.write(lambda conn: store.remove(conn, name, version, self._clock()))
+        gone = await self._db.write(lambda conn: store.remove(conn, name, version, self._clock(), by=by))
         await self._changed()
         names = [each.engine_name for each in gone]
         still = await self._db.read(lambda conn: store.known(conn, names))  # a:b and a-b share equal weights
@@ -198,25 +256,36 @@ class AdapterService:
 
         return asked
 
-    async def _keep(self, draft: Draft, version: Version, checked: Checked, base: BaseInfo | None) -> None:
+    async def _keep(
+        self,
+        draft: Draft,
+        version: Version,
+        checked: Checked,
+        base: BaseInfo | None,
+        add: Callable[[sa.Connection], object],
+    ) -> None:
         await self._db.read(lambda conn: store.check_clash(conn, version))
         named = base.root if base is not None and base.root is not None else checked.base
         await asyncio.to_thread(draft.place, version.engine_name, checked.config, named)
         try:
-            await self._db.write(lambda conn: store.add(conn, version))
+            await self._db.write(add)
         except ServiceError:
             draft.close()
             with suppress(ServiceError):  # swept at the next start
                 await self._discard([version.engine_name])
             raise
 
-    async def _point(self, name: str, version: str, what: str, why: str) -> Adapter:
+    async def _point(self, name: str, version: str, what: str, by: str, why: str) -> Adapter:
         found = await self._one(name, version)
         await self._load(found, f"{name} still answers as before.")
-        await self._db.write(lambda conn: store.point(conn, name, version, self._clock(), what, why))
+        at = self._clock()
+        await self._db.write(lambda conn: store.point(conn, name, version, at, what, by=by, why=why))
+        await self._moved()
+        return await self.show(name)
+
+    async def _moved(self) -> None:
         await self._changed()
         self._reconciler.wake()
-        return await self.show(name)
 
     async def _load(self, version: Version, then: str) -> None:
         if version.state is VersionState.DAMAGED:

@@ -5,7 +5,9 @@ Every function that changes what requests see bumps the revision first. Must not
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, fields
 from enum import StrEnum
 from typing import Any
 
@@ -14,7 +16,8 @@ import sqlalchemy as sa
 from adapters import revision
 from adapters.errors import Conflict, NotFound
 from adapters.schema import metadata
-from adapters.types import Adapter, Served, Version, VersionState
+from adapters.store_history import events, record
+from adapters.types import Adapter, Canary, Ceilings, Rules, Served, Version, VersionState, WantedVersion
 
 adapters = sa.Table(
     "adapters",
@@ -24,6 +27,15 @@ adapters = sa.Table(
     sa.Column("previous", sa.Text),
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("updated_at", sa.Double, nullable=False),
+    sa.Column("canary", sa.Text),
+    sa.Column("canary_percent", sa.Double),
+    sa.Column("canary_rules", sa.Text),
+    sa.Column("canary_since", sa.Double),
+    sa.Column("owner", sa.Text),
+    sa.Column("rpm", sa.Integer),
+    sa.Column("tpm", sa.Integer),
+    sa.Column("concurrency", sa.Integer),
+    sa.Column("daily_tokens", sa.BigInteger),
 )
 versions = sa.Table(
     "adapter_versions",
@@ -40,18 +52,16 @@ versions = sa.Table(
     sa.Column("wish", sa.Text, nullable=False),
     sa.Column("damaged", sa.Boolean, nullable=False),
     sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("lineage", sa.Text),
+    sa.Column("checksums", sa.Text),
+    sa.Column("proof", sa.Text),
 )
-events = sa.Table(
-    "adapter_events",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("at", sa.Double, nullable=False),
-    sa.Column("what", sa.Text, nullable=False),
-    sa.Column("name", sa.Text, nullable=False, index=True),
-    sa.Column("version", sa.Text),
-    sa.Column("engine_name", sa.Text, index=True),
-    sa.Column("why", sa.Text, nullable=False),
-)
+_CEILINGS = tuple(field.name for field in fields(Ceilings))
+_NO_CEILINGS = [None] * len(_CEILINGS)
+_UNLIMITED = Ceilings()
+_NO_CANARY = {"canary": None, "canary_percent": None, "canary_rules": None, "canary_since": None}
+# What a Version is made from: lineage and proof are long, and asked for alone.
+_COLUMNS = [column for column in versions.columns if column.name not in ("lineage", "proof")]
 
 
 class Wish(StrEnum):
@@ -60,15 +70,6 @@ class Wish(StrEnum):
     AUTO = "auto"
     LOADED = "loaded"
     UNLOADED = "unloaded"
-
-
-def record(conn: sa.Connection, at: float, what: str, version: Version, why: str = "") -> None:
-    """Write down what moved, when and why."""
-    conn.execute(
-        sa.insert(events).values(
-            at=at, what=what, name=version.name, version=version.version, engine_name=version.engine_name, why=why
-        )
-    )
 
 
 def find(conn: sa.Connection, name: str) -> Adapter:
@@ -101,20 +102,25 @@ def _among(adapter: Adapter, version: str) -> Version:
     raise NotFound(f"Adapter {adapter.name} has no version {version}; it has {there}.", param="version")
 
 
-def add(conn: sa.Connection, version: Version) -> bool:
-    """Insert `version`, and its adapter on first sight; False where the same content is there already; Conflict."""
+def add(
+    conn: sa.Connection, version: Version, *, by: str = "operator", owner: str | None = None, lineage: str | None = None
+) -> bool:
+    """Insert `version`, and its adapter on first sight; False where the same content is there already; Conflict.
+
+    owner: of a new adapter, the key that may delete it. lineage: JSON, how the version was made.
+    """
     revision.bump(conn)
     check_clash(conn, version)
     if conn.execute(sa.select(adapters.c.name).where(adapters.c.name == version.name)).first() is None:
         at = version.created_at
-        conn.execute(sa.insert(adapters).values(name=version.name, created_at=at, updated_at=at))
+        conn.execute(sa.insert(adapters).values(name=version.name, created_at=at, updated_at=at, owner=owner))
     key = (versions.c.name == version.name) & (versions.c.version == version.version)
     if conn.execute(sa.select(versions.c.version).where(key)).first() is not None:
         conn.execute(sa.update(versions).where(key).values(damaged=False, base=version.base))
         return False
-    row = {column.name: getattr(version, column.name, None) for column in versions.columns}
-    conn.execute(sa.insert(versions).values(**{**row, "wish": Wish.AUTO, "damaged": False}))
-    record(conn, version.created_at, "registered", version, version.source)
+    row = {column.name: getattr(version, column.name, None) for column in _COLUMNS}
+    conn.execute(sa.insert(versions).values(**{**row, "wish": Wish.AUTO, "damaged": False, "lineage": lineage}))
+    record(conn, version.created_at, "registered", version, by=by, why=version.source)
     return True
 
 
@@ -130,24 +136,93 @@ def check_clash(conn: sa.Connection, version: Version) -> None:
         )
 
 
-def point(conn: sa.Connection, name: str, live: str, at: float, what: str, why: str = "") -> bool:
-    """Make `live` answer for `name`; what answered before becomes `previous`. False where it answers already."""
+def point(conn: sa.Connection, name: str, live: str, at: float, what: str, *, by: str, why: str = "") -> bool:
+    """Make `live` answer for `name`; what answered before becomes `previous`. False where it answers already.
+
+    A canary ends with it: it was measured against what is live no more.
+    """
     revision.bump(conn)
     adapter = find(conn, name)
     version = _among(adapter, live)
     before = adapter.live
     if before == live:
         return False
-    conn.execute(sa.update(adapters).where(adapters.c.name == name).values(live=live, previous=before, updated_at=at))
-    set_wish(conn, version, Wish.AUTO)
-    record(conn, at, what, version, why)
+    if adapter.canary is not None and adapter.canary.version != live:
+        record(conn, at, "canary ended", _among(adapter, adapter.canary.version), by=by, why=f"{live} was {what}")
+    key = adapters.c.name == name
+    conn.execute(sa.update(adapters).where(key).values(live=live, previous=before, updated_at=at, **_NO_CANARY))
+    _wish_anew(conn, version)
+    record(conn, at, what, version, by=by, why=why)
     return True
+
+
+def set_canary(conn: sa.Connection, name: str, canary: Canary, at: float, *, by: str, why: str = "") -> None:
+    """Let `canary.version` answer a share of the callers of `name`; NotFound, Conflict where it cannot be measured."""
+    revision.bump(conn)
+    adapter = find(conn, name)
+    version = _among(adapter, canary.version)
+    if adapter.live is None:
+        raise Conflict(f"{name} has no live version to compare a canary with. Promote {canary.version} instead.")
+    if adapter.live == canary.version:
+        raise Conflict(f"{name}@{canary.version} is live already: every caller gets it.", param="version")
+    values = {
+        "canary": canary.version,
+        "canary_percent": canary.percent,
+        "canary_rules": json.dumps(asdict(canary.rules)),
+        "canary_since": canary.since,
+        "updated_at": at,
+    }
+    conn.execute(sa.update(adapters).where(adapters.c.name == name).values(**values))
+    _wish_anew(conn, version)
+    record(conn, at, f"canary {canary.percent:g} %", version, by=by, why=why)
+
+
+def end_canary(conn: sa.Connection, name: str, at: float, *, by: str, why: str = "", only: str | None = None) -> bool:
+    """Give all callers of `name` the live version again; False where there is no canary, or another than `only`."""
+    adapter = find(conn, name)
+    if adapter.canary is None or only not in (None, adapter.canary.version):
+        return False
+    revision.bump(conn)
+    conn.execute(sa.update(adapters).where(adapters.c.name == name).values(**_NO_CANARY, updated_at=at))
+    record(conn, at, "canary ended", _among(adapter, adapter.canary.version), by=by, why=why)
+    return True
+
+
+def set_ceilings(conn: sa.Connection, name: str, ceilings: Ceilings, at: float) -> None:
+    """Limit all callers of `name` together; NotFound."""
+    revision.bump(conn)
+    find(conn, name)
+    conn.execute(sa.update(adapters).where(adapters.c.name == name).values(**asdict(ceilings), updated_at=at))
+
+
+def proof(conn: sa.Connection, engine_name: str) -> str | None:
+    """What the engine that proved this version first said, as adapters/proof.py wrote it."""
+    query = sa.select(versions.c.proof).where(versions.c.engine_name == engine_name, versions.c.proof.is_not(None))
+    return conn.execute(query.limit(1)).scalar()
+
+
+def set_proof(conn: sa.Connection, engine_name: str, text: str) -> None:
+    """Remember it for the engines that come later; requests do not see it, so no bump."""
+    conn.execute(sa.update(versions).where(versions.c.engine_name == engine_name).values(proof=text))
+
+
+def lineage(conn: sa.Connection, engine_name: str) -> str | None:
+    """How this version was made: JSON, written by training."""
+    query = sa.select(versions.c.lineage).where(versions.c.engine_name == engine_name, versions.c.lineage.is_not(None))
+    return conn.execute(query.limit(1)).scalar()
 
 
 def set_wish(conn: sa.Connection, version: Version, wish: Wish) -> None:
     """Remember what an operator asked of `version`; requests do not see it, so no bump."""
     key = (versions.c.name == version.name) & (versions.c.version == version.version)
     conn.execute(sa.update(versions).where(key).values(wish=wish))
+
+
+def _wish_anew(conn: sa.Connection, version: Version) -> None:
+    """What answers callers is loaded, whatever was asked of it before; pinned stays pinned."""
+    key = (versions.c.name == version.name) & (versions.c.version == version.version)
+    mine = key & (versions.c.wish == Wish.UNLOADED)
+    conn.execute(sa.update(versions).where(mine).values(wish=Wish.AUTO))
 
 
 def set_damaged(conn: sa.Connection, engine_names: Collection[str]) -> None:
@@ -161,7 +236,9 @@ def set_damaged(conn: sa.Connection, engine_names: Collection[str]) -> None:
         conn.execute(sa.update(versions).where(versions.c.engine_name == name).values(damaged=damaged))
 
 
-def remove(conn: sa.Connection, name: str, version: str | None, at: float) -> tuple[Version, ...]:
+def remove(
+    conn: sa.Connection, name: str, version: str | None, at: float, *, by: str = "operator", why: str = ""
+) -> tuple[Version, ...]:
     """Delete one version that is not live, or the whole adapter; returns what went. NotFound, Conflict."""
     revision.bump(conn)
     adapter = find(conn, name)
@@ -172,7 +249,9 @@ def remove(conn: sa.Connection, name: str, version: str | None, at: float) -> tu
                 f"{name}@{version} is live. Promote another version first, or remove the whole adapter.",
                 param="version",
             )
-        record(conn, at, "removed", each)
+        if version is not None and adapter.canary is not None and each.version == adapter.canary.version:
+            raise Conflict(f"{name}@{version} is the canary. End the canary first.", param="version")
+        record(conn, at, "removed", each, by=by, why=why)
     if version is None:
         conn.execute(sa.delete(adapters).where(adapters.c.name == name))
         return gone
@@ -195,28 +274,39 @@ def served(conn: sa.Connection) -> Iterator[Served]:
             versions.c.base,
             sa.func.coalesce(versions.c.version == adapters.c.live, sa.false()),
             versions.c.created_at,
+            sa.case((versions.c.version == adapters.c.canary, adapters.c.canary_percent)),
+            *(adapters.c[name] for name in _CEILINGS),
         )
         .join(adapters, adapters.c.name == versions.c.name)
         .where(versions.c.damaged == sa.false())
         .execution_options(yield_per=500)
     )
-    for name, version, engine_name, base, live, at in conn.execute(query):
-        yield Served(name, version, engine_name, base, bool(live), at)
+    for name, version, engine_name, base, live, at, percent, *ceilings in conn.execute(query):
+        limits = _UNLIMITED if ceilings == _NO_CEILINGS else Ceilings(*ceilings)
+        yield Served(name, version, engine_name, base, bool(live), at, percent, limits)
 
 
-def wanted(conn: sa.Connection, limit: int) -> tuple[tuple[str, str | None], ...]:
-    """(engine name, base) of at most `limit` versions to keep loaded: asked for, live, previous, in that order."""
+def wanted(conn: sa.Connection, limit: int) -> tuple[WantedVersion, ...]:
+    """At most `limit` versions to keep loaded: first pinned ones, then what answers callers, then what did before."""
     live = versions.c.version == adapters.c.live
-    order = sa.case((versions.c.wish == Wish.LOADED, 0), (live, 1), else_=2)
+    canary = versions.c.version == adapters.c.canary
+    pinned = versions.c.wish == Wish.LOADED
+    order = sa.case((pinned, 0), (live | canary, 1), else_=2)
     query = (
-        sa.select(versions.c.engine_name, versions.c.base)
+        sa.select(versions.c.engine_name, versions.c.base, pinned)
         .join(adapters, adapters.c.name == versions.c.name)
         .where(versions.c.damaged == sa.false(), versions.c.wish != Wish.UNLOADED)
-        .where((versions.c.wish == Wish.LOADED) | live | (versions.c.version == adapters.c.previous))
+        .where(pinned | live | canary | (versions.c.version == adapters.c.previous))
         .order_by(order, adapters.c.updated_at.desc(), versions.c.engine_name)
         .limit(limit)
     )
-    return tuple(dict.fromkeys((name, base) for name, base in conn.execute(query)))
+    found = {name: WantedVersion(name, base, bool(pin)) for name, base, pin in reversed(conn.execute(query).all())}
+    return tuple(reversed(found.values()))  # a:b and a-b share equal weights: the first of both counts
+
+
+def pinned(conn: sa.Connection) -> frozenset[str]:
+    """Engine names that operators asked to keep loaded."""
+    return frozenset(conn.execute(sa.select(versions.c.engine_name).where(versions.c.wish == Wish.LOADED)).scalars())
 
 
 def known(conn: sa.Connection, engine_names: Collection[str] | None = None) -> frozenset[str]:
@@ -254,24 +344,36 @@ def _adapters(conn: sa.Connection, query: sa.Select[Any]) -> tuple[Adapter, ...]
     for start in range(0, len(names), 500):
         mine = versions.c.name.in_(names[start : start + 500])
         for row in conn.execute(
-            sa.select(versions).where(mine).order_by(versions.c.created_at.desc(), versions.c.version)
+            sa.select(*_COLUMNS).where(mine).order_by(versions.c.created_at.desc(), versions.c.version)
         ):
             of[row.name].append(row)
     return tuple(_adapter(row, of[row.name]) for row in rows)
 
 
 def _adapter(row: sa.Row[Any], below: Sequence[sa.Row[Any]]) -> Adapter:
-    made = tuple(_version(each, row.live, row.previous) for each in below)
-    return Adapter(row.name, row.live, row.previous, made, row.created_at, row.updated_at)
+    canary = None
+    if row.canary is not None:
+        canary = Canary(row.canary, row.canary_percent, row.canary_since, _rules(row.canary_rules))
+    made = tuple(_version(each, row.live, row.previous, row.canary) for each in below)
+    ceilings = Ceilings(*(row._mapping[name] for name in _CEILINGS))
+    return Adapter(row.name, row.live, row.previous, made, row.created_at, row.updated_at, canary, row.owner, ceilings)
 
 
-def _version(row: sa.Row[Any], live: str | None, previous: str | None) -> Version:
+def _rules(text: str | None) -> Rules:
+    """Of a row that a newer or an older program may have written: what it does not say is as it is by default."""
+    given = json.loads(text or "{}")
+    return Rules(**{field.name: given[field.name] for field in fields(Rules) if field.name in given})
+
+
+def _version(row: sa.Row[Any], live: str | None, previous: str | None, canary: str | None) -> Version:
     state = VersionState.READY
     if row.damaged:
         state = VersionState.DAMAGED
     elif row.version == live:
         state = VersionState.LIVE
+    elif row.version == canary:
+        state = VersionState.CANARY
     elif row.version == previous:
         state = VersionState.PREVIOUS
-    fields = {key: value for key, value in row._mapping.items() if key not in ("wish", "damaged")}
-    return Version(**fields, state=state)
+    values = {key: value for key, value in row._mapping.items() if key not in ("wish", "damaged")}
+    return Version(**values, state=state)

@@ -14,6 +14,7 @@ class VersionState(StrEnum):
     """What a version is for its adapter. Derived from the registry row, never stored twice."""
 
     LIVE = "live"  # the public name answers with it
+    CANARY = "canary"  # the public name answers some callers with it
     PREVIOUS = "previous"  # rollback goes here; kept loaded
     READY = "ready"  # stored, answers only to name@version
     DAMAGED = "damaged"  # its files are gone from the store: register it again
@@ -61,7 +62,38 @@ class Version:
     notes: str
     created_at: float  # unix seconds
     state: VersionState
+    checksums: str | None = None  # JSON: file → sha256 as it came
     replicas: tuple[Placement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """When a canary ends by itself, measured against the live version in the same time."""
+
+    min_requests: int = 50  # of each arm, before anything is decided
+    max_error_increase: float = 0.02  # share of requests that fail, canary less live
+    max_latency_ratio: float = 1.5  # canary ÷ live
+    max_finish_change: float = 0.15  # share of answers that end for another reason than live ones
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """The version that a share of callers is answered with."""
+
+    version: str
+    percent: float  # of callers, 0 < percent ≤ 100
+    since: float  # unix seconds
+    rules: Rules
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """Limits of one adapter, for all its callers together; None: those of the settings."""
+
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrency: int | None = None
+    daily_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +106,22 @@ class Adapter:
     versions: tuple[Version, ...]  # newest first
     created_at: float
     updated_at: float
+    canary: Canary | None = None
+    owner: str | None = None  # id of the key it was made with; None: an operator's
+    ceilings: Ceilings = Ceilings()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of an adapter's history."""
+
+    id: int
+    at: float  # unix seconds
+    what: str
+    name: str
+    version: str | None
+    by: str | None  # key id, "operator", or "gateway" for what it did by itself
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +134,17 @@ class Served:
     base: str | None
     live: bool
     created_at: float
+    canary_percent: float | None = None  # set on the version that is the canary
+    ceilings: Ceilings = Ceilings()
+
+
+@dataclass(frozen=True, slots=True)
+class WantedVersion:
+    """A version that should be loaded, as far as engines are concerned."""
+
+    engine_name: str
+    base: str | None  # the base it was checked against
+    pinned: bool  # an operator asked for it: never put out for another
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ def fill(data_dir: Path, adapters: int, keys: int, used: int) -> list[tuple[str,
         def write(conn: sa.Connection) -> list[str]:
             for version in versions:
                 adapter_store.add(conn, version)
-                adapter_store.point(conn, version.name, version.version, version.created_at, "promoted")
+                adapter_store.point(conn, version.name, version.version, version.created_at, "promoted", by="operator")
             return [_add_key(conn, pepper, number) for number in range(keys)]
 
         issued = asyncio.run(database.write(write))

@@ -9,6 +9,15 @@ CREATE TABLE adapters (
     previous TEXT,
     created_at DOUBLE NOT NULL,
     updated_at DOUBLE NOT NULL,
+    canary TEXT,
+    canary_percent DOUBLE,
+    canary_rules TEXT,
+    canary_since DOUBLE,
+    owner TEXT,
+    rpm INTEGER,
+    tpm INTEGER,
+    concurrency INTEGER,
+    daily_tokens BIGINT,
     CONSTRAINT pk_adapters PRIMARY KEY (name)
 );
 CREATE TABLE adapter_versions (
@@ -24,6 +33,9 @@ CREATE TABLE adapter_versions (
     wish TEXT NOT NULL,
     damaged BOOLEAN NOT NULL,
     created_at DOUBLE NOT NULL,
+    lineage TEXT,
+    checksums TEXT,
+    proof TEXT,
     CONSTRAINT pk_adapter_versions PRIMARY KEY (name, version),
     CONSTRAINT fk_adapter_versions_name FOREIGN KEY(name) REFERENCES adapters (name) ON DELETE CASCADE
 );
@@ -36,6 +48,7 @@ CREATE TABLE adapter_events (
     version TEXT,
     engine_name TEXT,
     why TEXT NOT NULL,
+    actor TEXT,
     CONSTRAINT pk_adapter_events PRIMARY KEY (id)
 );
 CREATE INDEX ix_adapter_events_name ON adapter_events (name);
@@ -71,5 +84,12 @@ CREATE TABLE revision (
     n BIGINT NOT NULL,
     CONSTRAINT pk_revision PRIMARY KEY (id)
 );
+CREATE TABLE gateways (
+    id TEXT NOT NULL,
+    seen_at DOUBLE NOT NULL,
+    revision BIGINT NOT NULL,
+    lingering TEXT NOT NULL,
+    CONSTRAINT pk_gateways PRIMARY KEY (id)
+);
 INSERT INTO revision (id, n) VALUES (1, 0);
-INSERT INTO alembic_version (version_num) VALUES ('0001');
+INSERT INTO alembic_version (version_num) VALUES ('0002');

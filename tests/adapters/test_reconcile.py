@@ -11,7 +11,7 @@ import pytest
 from adapters.db import Database
 from adapters.errors import EngineError, Unavailable
 from adapters.reconcile import Plan, Wanted, plan
-from adapters.types import PlacementState, ReplicaState
+from adapters.types import PlacementState, ReplicaState, WantedVersion
 from tests.adapters.conftest import Clock, Rig, rigged
 from tests.adapters.folders import usual, write
 from tests.fake_vllm import FakeVLLM, Fault
@@ -21,7 +21,7 @@ LOAD = "/v1/load_lora_adapter"
 
 
 def _wanted(*load: str, known: tuple[str, ...] = (), unload: tuple[str, ...] = (), base: str | None = None) -> Wanted:
-    return Wanted(tuple((name, base) for name in load), frozenset(known), frozenset(unload))
+    return Wanted(tuple(WantedVersion(name, base, pinned=False) for name in load), frozenset(known), frozenset(unload))
 
 
 @pytest.mark.parametrize(

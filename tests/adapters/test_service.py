@@ -15,6 +15,7 @@ from adapters import revision, store
 from adapters.db import Database
 from adapters.errors import AdapterRejected, Conflict, EngineError, InvalidName, NotFound, RegistryBusy
 from adapters.service import AdapterService
+from adapters.store_history import events
 from adapters.types import Adapter, PlacementState, VersionState
 from tests import databases
 from tests.adapters.conftest import Clock, Rig, rigged
@@ -75,7 +76,7 @@ async def test_promote_and_rollback_move_the_name(rig: Rig, first: Path, second:
     assert (same.live, same.previous) == (two, one)
 
     def what(conn: sa.Connection) -> list[tuple[str, str]]:
-        rows = conn.execute(sa.select(store.events.c.what, store.events.c.why).order_by(store.events.c.id))
+        rows = conn.execute(sa.select(events.c.what, events.c.why).order_by(events.c.id))
         return [(row.what, row.why) for row in rows]
 
     assert await rig.db.read(what) == [

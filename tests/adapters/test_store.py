@@ -13,6 +13,7 @@ from adapters import revision, store
 from adapters.db import Database
 from adapters.errors import Conflict, NotFound
 from adapters.store import Wish
+from adapters.store_history import events
 from adapters.types import Served, Version, VersionState
 
 
@@ -49,7 +50,7 @@ async def _add(db: Database, *versions: Version, live: bool = False) -> None:
         for version in versions:
             store.add(conn, version)
             if live:
-                store.point(conn, version.name, version.version, version.created_at, "promoted")
+                store.point(conn, version.name, version.version, version.created_at, "promoted", by="operator")
 
     await db.write(write)
 
@@ -88,7 +89,7 @@ async def test_every_change_that_requests_see_grows_the_revision(db: Database) -
     seen = [await revision.current(db)]
     await _add(db, one, two)
     seen.append(await revision.current(db))
-    await db.write(lambda conn: store.point(conn, "a", two.version, 1.0, "promoted"))
+    await db.write(lambda conn: store.point(conn, "a", two.version, 1.0, "promoted", by="operator"))
     seen.append(await revision.current(db))
     await db.write(lambda conn: store.set_damaged(conn, [one.engine_name]))
     seen.append(await revision.current(db))
@@ -120,7 +121,7 @@ async def test_what_is_wanted(db: Database) -> None:
     await _add(db, spare)
 
     async def wanted(limit: int = 10) -> list[str]:
-        return [name for name, _ in await db.read(lambda conn: store.wanted(conn, limit))]
+        return [each.engine_name for each in await db.read(lambda conn: store.wanted(conn, limit))]
 
     assert await wanted() == [live.engine_name, previous.engine_name]
     await db.write(lambda conn: store.set_wish(conn, spare, Wish.LOADED))
@@ -128,7 +129,7 @@ async def test_what_is_wanted(db: Database) -> None:
     assert await wanted(1) == [spare.engine_name]
     await db.write(lambda conn: store.set_wish(conn, previous, Wish.UNLOADED))
     assert await wanted() == [spare.engine_name, live.engine_name]
-    await db.write(lambda conn: store.point(conn, "a", previous.version, 9.0, "rolled back"))
+    await db.write(lambda conn: store.point(conn, "a", previous.version, 9.0, "rolled back", by="operator"))
     assert await wanted() == [spare.engine_name, previous.engine_name, live.engine_name]
 
 
@@ -170,13 +171,13 @@ async def test_parallel_promotions_lose_nothing(db: Database) -> None:
     await _add(db, *versions)
 
     def promotion(version: Version) -> Callable[[sa.Connection], bool]:
-        return lambda conn: store.point(conn, "a", version.version, 1.0, "promoted")
+        return lambda conn: store.point(conn, "a", version.version, 1.0, "promoted", by="operator")
 
     await asyncio.gather(*(db.write(promotion(version)) for version in versions))
 
     def moves(conn: sa.Connection) -> list[str]:
-        promoted = sa.select(store.events.c.version).where(store.events.c.what == "promoted")
-        rows = conn.execute(promoted.order_by(store.events.c.id))
+        promoted = sa.select(events.c.version).where(events.c.what == "promoted")
+        rows = conn.execute(promoted.order_by(events.c.id))
         return [row.version for row in rows]
 
     adapter = await db.read(lambda conn: store.find(conn, "a"))

@@ -36,7 +36,7 @@ async def filled(db: Database) -> Database:
             version = _version(name, number)
             adapter_store.add(conn, version)
             if name in LIVE:
-                adapter_store.point(conn, name, version.version, 1.0, "promoted")
+                adapter_store.point(conn, name, version.version, 1.0, "promoted", by="operator")
         adapter_store.add(conn, _version("other", 9, base="another"))
 
     await db.write(write)
@@ -94,7 +94,7 @@ async def test_what_did_not_change_is_the_same_object(filled: Database) -> None:
     assert after.models is before.models
     assert after.versions is before.versions
 
-    await filled.write(lambda conn: adapter_store.point(conn, "stored", "200000000000", 3.0, "promoted"))
+    await filled.write(lambda conn: adapter_store.point(conn, "stored", "200000000000", 3.0, "promoted", by="operator"))
     last = await _assemble(filled, after)
     assert last.keys is after.keys
     assert last.versions is after.versions
@@ -121,7 +121,7 @@ async def test_an_adapter_never_answers_to_the_name_of_the_base(db: Database) ->
 
     def write(conn: sa.Connection) -> None:
         adapter_store.add(conn, version)
-        adapter_store.point(conn, version.name, version.version, 1.0, "promoted")
+        adapter_store.point(conn, version.name, version.version, 1.0, "promoted", by="operator")
 
     await db.write(write)
     snapshot = await _assemble(db)
