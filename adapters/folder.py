@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO, NoReturn
 
 from adapters.errors import AdapterRejected
@@ -74,6 +74,11 @@ def _check_entries(path: Path, directory: int) -> None:
             names.append(entry.name)
             if len(names) > MAX_ENTRIES:
                 _refuse("unexpected_file", f"the folder has more than {MAX_ENTRIES} entries", _ONLY_TWO)
+    check_names(path, names)
+
+
+def check_names(path: PurePath, names: Collection[str]) -> None:
+    """Judge a folder (or an archive, which `path` then is) by what it holds; AdapterRejected."""
     if path.name == "pissa_backup":
         _refuse("pissa_backup", "pissa_backup holds the start of the training, not its result", _PISSA)
     here = set(names)
@@ -90,7 +95,7 @@ def _check_entries(path: Path, directory: int) -> None:
             _refuse(reason, f"the folder also holds {name[:80]!r}, which is no part of an adapter", _ONLY_TWO)
 
 
-def _refuse_incomplete(path: Path, here: set[str]) -> NoReturn:
+def _refuse_incomplete(path: PurePath, here: set[str]) -> NoReturn:
     if any(_WHOLE_MODEL.fullmatch(name) for name in here):
         _refuse("not_an_adapter", "it holds a whole model (freeze or full training)", "Serve it with --model instead.")
     if WEIGHTS not in here and any(_PICKLES.fullmatch(name) for name in here):
