@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,11 @@ from adapters.names import is_engine_name
 
 PROBE_TIMEOUT_S = 5.0
 LOAD_TIMEOUT_S = 120.0  # a 70B's rank-128 adapter from a cold disk takes tens of seconds
+COMPLETE_TIMEOUT_S = 60.0  # between two pieces; behind a full queue the first one takes tens of seconds
 MAX_ANSWER_BYTES = 64 * 1024 * 1024  # 10,000 model cards are 5 MB
+MAX_COMPLETION_BYTES = 1024 * 1024  # of a few tokens, with their alternatives
+FALLBACK_SLOTS = 4  # of an engine that does not tell: fewer than it has only costs loads
+_MAX_LORAS = re.compile(r'^vllm:lora_requests_info\{[^}\n]*max_lora="([1-9][0-9]{0,4})"', re.MULTILINE)
 _log = logging.getLogger(__name__)
 
 
@@ -38,10 +44,25 @@ class EngineUnreachable(EngineError):
 
 
 class EngineClient:
-    """One engine. `adapter_dir` is the adapter store as that engine sees it; absolute."""
+    """One engine. `adapter_dir` is the adapter store as that engine sees it; absolute.
 
-    def __init__(self, url: str, api_key: str | None, adapter_dir: Path, http: httpx.AsyncClient) -> None:
+    slots: its --max-loras, None to ask it. held: its --max-cpu-loras, where that is more than the slots.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None,
+        adapter_dir: Path,
+        http: httpx.AsyncClient,
+        *,
+        slots: int | None = None,
+        held: int | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
+        self._told = slots
+        self._held = held
+        self.slots = slots
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._adapter_dir = adapter_dir
         self._http = http
@@ -52,6 +73,36 @@ class EngineClient:
     def path(self, engine_name: str) -> str:
         """Where this engine finds a version: what it must show as the `root` of it."""
         return str(self._adapter_dir / engine_name)
+
+    @property
+    def capacity(self) -> int | None:
+        """How many adapters it should hold at once; None until its slots are known."""
+        return self.slots if self.slots is None or self._held is None else max(self.slots, self._held)
+
+    async def learn_slots(self, base: str) -> None:
+        """Find out how many adapters it computes with at once, once in its life. Never raises.
+
+        vLLM 0.32 tells it in a metric that is there after the first request only (tried), so one token is asked for.
+        """
+        if self.slots is not None:
+            return
+        try:
+            found = await self._max_loras()
+            if found is None:
+                await self.complete({"model": base, "prompt": "ok", "max_tokens": 1, "temperature": 0})
+                found = await self._max_loras()
+        except EngineError:
+            return  # asked again at the next look
+        self.slots = found or FALLBACK_SLOTS
+
+    def forget_slots(self) -> None:
+        """It may come back with others."""
+        self.slots = self._told
+
+    async def _max_loras(self) -> int | None:
+        status, text = await self._ask("GET", "/metrics", None, PROBE_TIMEOUT_S)
+        found = _MAX_LORAS.search(text) if status == 200 else None
+        return int(found[1]) if found else None
 
     async def models(self) -> tuple[EngineModel, ...]:
         """The base models and the adapters this engine knows now; EngineError, EngineUnreachable."""
@@ -99,6 +150,13 @@ class EngineClient:
         _log.warning("engine %s: unload of %s answered %d: %s", self.url, engine_name, status, text[:2000])
         raise EngineError(f"Engine {self.url} did not unload {engine_name}: {self._explained(status, text)}")
 
+    async def complete(self, asked: Mapping[str, Any]) -> tuple[int, str]:
+        """The status of /v1/completions and the engine's own text, which may repeat the prompt: not for people or logs.
+
+        EngineError: too slow or too long. EngineUnreachable.
+        """
+        return await self._ask("POST", "/v1/completions", asked, COMPLETE_TIMEOUT_S, MAX_COMPLETION_BYTES)
+
     def _explained(self, status: int, text: str) -> str:
         lower = text.lower()
         if status == 404 and '"detail"' in lower:
@@ -117,7 +175,9 @@ class EngineClient:
             return "the engine is out of memory. Lower its --max-loras or --gpu-memory-utilization."
         return f"it answered {status}; its log says why."
 
-    async def _ask(self, method: str, path: str, body: dict[str, str] | None, timeout_s: float) -> tuple[int, str]:
+    async def _ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float, most: int = MAX_ANSWER_BYTES
+    ) -> tuple[int, str]:
         timeout = httpx.Timeout(timeout_s, connect=PROBE_TIMEOUT_S)
         try:
             async with self._http.stream(
@@ -126,8 +186,8 @@ class EngineClient:
                 text = bytearray()
                 async for chunk in answer.aiter_bytes():
                     text += chunk
-                    if len(text) > MAX_ANSWER_BYTES:
-                        raise EngineError(f"Engine {self.url} answers {path} with more than {MAX_ANSWER_BYTES} bytes.")
+                    if len(text) > most:
+                        raise EngineError(f"Engine {self.url} answers {path} with more than {most} bytes.")
                 return answer.status_code, text.decode("utf-8", "replace")
         except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout):
             raise EngineError(f"Engine {self.url} does not answer in {timeout_s:g} s; its log may say why.") from None

@@ -2,7 +2,8 @@
 embeddings and the error envelope. Knows no sockets; `fake_events.py` has the Responses and Messages shapes.
 
 The text is always "<model>: <last user text>", a token is a whitespace-separated word, so a test can tell which
-adapter answered and predict every count. (Real vLLM also counts the end-of-sequence token; this does not.)
+adapter answered and predict every count. (Real vLLM also counts the end-of-sequence token; this does not.) Logprobs of
+/v1/completions follow from the model's name, the text so far and nothing else.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import base64
 import json
 import re
 import struct
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +44,12 @@ class Ask:
     created: int
     max_model_len: int
     fails_after: int | None = None  # events before the engine fails while generating
+    speaker: str = ""  # whose weights answer, where the engine lies about them
+
+    @property
+    def voice(self) -> str:
+        """The name whose weights make the text and its logprobs."""
+        return self.speaker or self.model
 
     @property
     def stream(self) -> bool:
@@ -164,7 +172,7 @@ def chat(ask: Ask) -> Reply:
     # After a tool's result comes text, so that an agent's loop ends.
     tools = [] if messages[-1].get("role") == "tool" else [t["function"] for t in body.get("tools") or []]
     made = draft(
-        said, prompt, ask.model, limit=limit, stop=body.get("stop"), tools=tools, chosen=body.get("tool_choice")
+        said, prompt, ask.voice, limit=limit, stop=body.get("stop"), tools=tools, chosen=body.get("tool_choice")
     )
     if ask.stream:
         return streamed(_chat_events(ask, made), ask.fails_after)
@@ -262,7 +270,7 @@ def completions(ask: Ask) -> Reply:
         said = prompt if isinstance(prompt, str) else " ".join(map(str, prompt or []))
         if (wrong := refusal(ask, len(said.split()), limit)) is not None:
             return wrong
-        made += [draft(said, said, ask.model, limit=limit, stop=body.get("stop"), tools=[], chosen=None)] * (
+        made += [draft(said, said, ask.voice, limit=limit, stop=body.get("stop"), tools=[], chosen=None)] * (
             body.get("n") or 1
         )
     total = {"prompt_tokens": sum(d.prompt_tokens for d in made) // (body.get("n") or 1)}
@@ -283,17 +291,29 @@ def _summed(total: Body) -> Body:
     return {"prompt_tokens": prompt, "total_tokens": prompt + made, "completion_tokens": made}
 
 
-def _completion_logprobs(body: Body, words: list[str], offset: int = 0) -> Body | None:
-    if body.get("logprobs") is None or not words:
+def _completion_logprobs(ask: Ask, words: list[str], before: str = "") -> Body | None:
+    asked = ask.body.get("logprobs")
+    if asked is None or not words:
         return None
-    offsets = [offset + len("".join(words[:at])) for at in range(len(words))]
-    top = [{w: -0.5} | {f"{w}{i}": -1.5 - i for i in range(body["logprobs"] - 1)} for w in words]
-    return {"text_offset": offsets, "token_logprobs": [-0.5] * len(words), "tokens": words, "top_logprobs": top}
+    texts = [before + "".join(words[:at]) for at in range(len(words))]
+    own = [-(zlib.crc32(f"{ask.voice}|{text}".encode()) % 1000) / 1000 for text in texts]
+    as_ids = bool(ask.body.get("return_tokens_as_token_ids"))
+    tops = []
+    for word, first in zip(words, own, strict=True):
+        others = {_shown(f"{word}{i}", as_ids): round(first - 1 - i, 3) for i in range(asked - 1)}
+        tops.append({_shown(word, as_ids): first} | others)
+    tokens = [_shown(word, as_ids) for word in words]
+    offsets = [len(text) for text in texts]
+    return {"text_offset": offsets, "token_logprobs": own, "tokens": tokens, "top_logprobs": tops}
+
+
+def _shown(word: str, as_id: bool) -> str:
+    return f"token_id:{zlib.crc32(word.encode())}" if as_id else word
 
 
 def _completion_choice(ask: Ask, index: int, one: Draft) -> Body:
     echo = text_of(ask.body.get("prompt")) if ask.body.get("echo") else ""
-    choice: Body = {"index": index, "text": echo + one.text, "logprobs": _completion_logprobs(ask.body, one.words)}
+    choice: Body = {"index": index, "text": echo + one.text, "logprobs": _completion_logprobs(ask, one.words)}
     choice |= {"finish_reason": one.finish, "stop_reason": one.stop_reason, "token_ids": None}
     return choice | dict.fromkeys(("prompt_logprobs", "prompt_token_ids", "routed_experts"))
 
@@ -308,7 +328,7 @@ def _completion_events(ask: Ask, made: list[Draft], total: Body) -> list[bytes]:
                 continue
             words = one.words[at : at + 1]
             last = at == len(one.words) + (one.finish == "stop") - 1
-            logprobs = _completion_logprobs(ask.body, words, len("".join(one.words[:at])))
+            logprobs = _completion_logprobs(ask, words, "".join(one.words[:at]))
             choice: Body = {"index": index, "text": "".join(words), "logprobs": logprobs}
             choice |= {"finish_reason": one.finish if last else None, "stop_reason": one.stop_reason if last else None}
             event = head | {"choices": [choice | {"prompt_token_ids": None, "token_ids": None}]}
@@ -339,7 +359,7 @@ def embeddings(ask: Ask) -> Reply:
         if (wrong := refusal(ask, len(said.split()), None)) is not None:
             return wrong
         # Halves and quarters are exact in float32, so both encodings give equal numbers.
-        vector = [((sum(f"{ask.model}{said}".encode()) * (at + 3)) % 64 - 32) / 64 for at in range(8)]
+        vector = [((sum(f"{ask.voice}{said}".encode()) * (at + 3)) % 64 - 32) / 64 for at in range(8)]
         coded: Any = vector
         if ask.body.get("encoding_format") == "base64":
             coded = base64.b64encode(struct.pack("<8f", *vector)).decode()

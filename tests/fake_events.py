@@ -31,7 +31,7 @@ def responses(ask: Ask) -> Reply:
         return wrong
     answered = items and items[-1].get("type") == "function_call_output"
     tools = [] if answered else [tool for tool in body.get("tools") or [] if tool.get("type") == "function"]
-    made = draft(said, prompt, ask.model, limit=limit, stop=None, tools=tools, chosen=body.get("tool_choice"))
+    made = draft(said, prompt, ask.voice, limit=limit, stop=None, tools=tools, chosen=body.get("tool_choice"))
     if not ask.stream:
         done = _response(ask, made, [_item(ask, made, "completed")])
         return engine_failed() if ask.fails_after is not None else Reply(body=dump(done))
@@ -154,7 +154,7 @@ def messages(ask: Ask) -> Reply:
     made = draft(
         said,
         prompt,
-        ask.model,
+        ask.voice,
         limit=body.get("max_tokens"),
         stop=body.get("stop_sequences"),
         tools=tools,

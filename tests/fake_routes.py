@@ -6,7 +6,7 @@ Knows no sockets and no faults: a request in, a reply out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tests import fake_answers, fake_events
@@ -38,6 +38,7 @@ class Routes:
     api_key: str | None
     clock: Callable[[], float]
     asked: int = 0
+    lies: dict[str | None, str] = field(default_factory=dict)
 
     def reply(self, seen: Seen, body: Any, *, live: int, fails_after: int | None) -> Reply:
         """The answer to `seen`; `body` is what `parsed` made of it."""
@@ -73,7 +74,11 @@ class Routes:
         own = f"{self.asked:016x}"
         # vLLM takes the caller's X-Request-Id into the id, except on Responses.
         name = f"resp_{own}" if prefix == "resp" else f"{prefix}-{seen.header('x-request-id') or own}"
-        return answer(Ask(body, model, name, int(self.clock()), self.max_model_len, fails_after))
+        return answer(Ask(body, model, name, int(self.clock()), self.max_model_len, fails_after, self._speaker(model)))
+
+    def _speaker(self, model: str) -> str:
+        adapter = model not in self.adapters.bases
+        return self.lies.get(model, self.lies.get(None, model) if adapter else model)
 
     def _get(self, path: str, live: int) -> Reply:
         match path:

@@ -172,6 +172,14 @@ class FakeVLLM:
 
     # faults
 
+    @property
+    def lies(self) -> dict[str | None, str]:
+        """Engine name (None: every adapter) -> whose weights answer for it, the base's or another adapter's.
+
+        Loads say 200, lists and answers carry the name that was asked for; only what is said gives it away.
+        """
+        return self._routes.lies
+
     def script(
         self,
         fault: Fault,
