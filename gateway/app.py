@@ -24,6 +24,7 @@ from adapters.reconcile import Reconciler
 from adapters.service import AdapterService
 from adapters.shelf import Shelf
 from gateway.admin.app import AdminServices, create_admin, create_metrics
+from gateway.canary import Canaries
 from gateway.health import Health
 from gateway.keys import KeyService
 from gateway.loading import Loader
@@ -96,14 +97,19 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
             _request_ids(),
         )
 
+        adapters = _open_adapters(settings, db, reconciler, refresh.now, proxy, stack)
+        canaries = Canaries(adapters, metrics, clock)
+        proxy.observe = canaries.observe
+
         def swap(snapshot: Snapshot) -> None:
             proxy.snapshot = snapshot
+            canaries.follow(snapshot)
 
         refresher = Refresher(db, settings, swap=swap, base=loader.base_id, wall=wall)
-        adapters = _open_adapters(settings, db, reconciler, refresh.now, proxy, stack)
         await adapters.recover()
         await stack.enter_async_context(refresher)
         refresh.bind(refresher.refresh)
+        await stack.enter_async_context(canaries)
         await _restore_budgets(proxy, recorder, wall)
 
         prober = Prober(fleet, settings.health, base=loader.base_of, found=reconciler.wake, clock=clock, loop=loop)
@@ -119,6 +125,7 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
         services = AdminServices(
             keys=keys,
             adapters=adapters,
+            canary_figures=canaries.figures,
             usage=UsageService(db, recorder),
             live_keys=lambda: proxy.snapshot.keys,
             status=status.document,

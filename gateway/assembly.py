@@ -7,6 +7,7 @@ stays good. Runs on a database thread. Must not know when that is worth doing.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -31,6 +32,7 @@ def assemble(
     own = Target(public, base, None, limits.get(public, NO_LIMITS))
     models = {public: _same(before.models.get(public), own)}
     versions: dict[str, Target] = {}
+    tried: list[tuple[Target, float]] = []  # canaries, percent of callers
     for version in adapter_store.served(conn):
         if version.base is not None and version.base != base:
             continue  # made for another base: the engine would refuse it
@@ -39,7 +41,23 @@ def assemble(
         versions[pinned if pinned != target.engine_name else target.engine_name] = target
         if version.live and target.name != public:  # registered before an engine said that this is the base's name
             models[target.name] = target
-    return Snapshot(before.serial + 1, public, keys, _same(before.models, models), _same(before.versions, versions))
+        elif version.canary_percent is not None and target.name != public:
+            tried.append((target, version.canary_percent))
+    canaries = _split(before, models, tried)
+    return Snapshot(
+        before.serial + 1, public, keys, _same(before.models, models), _same(before.versions, versions), canaries
+    )
+
+
+def _split(before: Snapshot, models: dict[str, Target], tried: list[tuple[Target, float]]) -> dict[str, Target]:
+    """Give each name in `models` its canary; one without a live version has none. Returns those that have one."""
+    canaries = {}
+    for target, percent in tried:
+        live = models.get(target.name)
+        if live is not None:
+            both = replace(live, canary=target, canary_percent=percent)
+            models[target.name] = canaries[target.name] = _same(before.models.get(target.name), both)
+    return canaries
 
 
 def public_base(engine_id: str) -> str:

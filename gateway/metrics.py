@@ -93,6 +93,42 @@ class ByModel:
                 self.shown[labels] = count
 
 
+class CanaryCounts:
+    """What canaries did. The first 50 names that had one keep a label of their own, all others share `other`."""
+
+    __slots__ = ("_named", "ended", "percent", "requests")
+
+    def __init__(self) -> None:
+        self.requests: dict[Labels, int] = {}  # model, arm, outcome
+        self.ended: dict[Labels, int] = {}  # reason
+        self.percent: dict[str, float] = {}  # public name → percent of callers, of canaries that run
+        self._named: set[str] = set()
+
+    def add(self, model: str, arm: str, outcome: str) -> None:
+        add(self.requests, self._label(model), arm, outcome)
+
+    def families(self) -> Iterator[Metric]:
+        yield _counter(
+            "loragate_canary_requests",
+            "Requests for names with a canary (outcomes: ok, error, refused, left).",
+            ("model", "arm", "outcome"),
+            self.requests,
+        )
+        yield _counter("loragate_canary_ended", "Canaries that this gateway ended.", ("reason",), self.ended)
+        share = GaugeMetricFamily("loragate_canary_percent", "Share of callers with the canary.", labels=("model",))
+        for model, percent in self.percent.items():
+            if self._label(model) != OTHER:
+                share.add_metric((model,), percent)
+        yield share
+
+    def _label(self, model: str) -> str:
+        if model not in self._named:
+            if len(self._named) >= MODEL_LABELS:
+                return OTHER
+            self._named.add(model)
+        return model
+
+
 class Metrics:
     """All counts of one gateway process."""
 
@@ -109,6 +145,7 @@ class Metrics:
         self.shed: dict[Labels, int] = {}
         self.stream_terminated: dict[Labels, int] = {}
         self.upstream_errors: dict[Labels, int] = {}
+        self.canaries = CanaryCounts()
         self.client_closed = 0
         self.in_flight: Callable[[], int] = lambda: 0
         self.replica_up: Callable[[], Iterable[tuple[str, bool]]] = lambda: ()
@@ -147,6 +184,7 @@ class Metrics:
         for state, count in self.adapters().items():
             adapters.add_metric((state,), count)
         yield adapters
+        yield from self.canaries.families()
 
     def _name_the_busiest(self) -> None:
         free = MODEL_LABELS - len(self._named)

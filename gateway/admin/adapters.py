@@ -1,20 +1,24 @@
-"""/admin/v1/adapters: register, list, show, check, promote, roll back, load, unload, remove."""
+"""/admin/v1/adapters: register, list, show, check, promote, try as a canary, roll back, load, unload, remove."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path as FilePath
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Path, Query
 
-from adapters.errors import InvalidRequest
+from adapters.errors import Conflict, InvalidRequest
 from adapters.service import AdapterService
-from adapters.types import Adapter, Version
-from gateway.admin.access import admin
+from adapters.types import Adapter, Canary, Rules, Version
+from gateway.admin.access import Admin, admin
 from gateway.admin.schemas import (
     AdapterRegister,
     AdapterSource,
     AdapterView,
+    CanaryChosen,
+    CanaryView,
     CheckView,
     Listed,
     NoFields,
@@ -22,6 +26,7 @@ from gateway.admin.schemas import (
     PlacementView,
     RemovedVersion,
     RemovedView,
+    RulesView,
     VersionChosen,
     VersionOrLive,
     VersionView,
@@ -31,9 +36,13 @@ from gateway.admin.schemas import (
 Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
 
 
+Figures = Callable[[str, str], dict[str, Any]]  # public name, version of its canary → both arms
+
+
 class AdapterRoutes:
-    def __init__(self, adapters: AdapterService) -> None:
+    def __init__(self, adapters: AdapterService, canary_figures: Figures) -> None:
         self._adapters = adapters
+        self._figures = canary_figures
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/admin/v1/adapters", dependencies=[Depends(admin)], tags=["adapters"])
@@ -44,6 +53,7 @@ class AdapterRoutes:
         router.add_api_route("/{name}", self.remove, methods=["DELETE"])
         router.add_api_route("/{name}/promote", self.promote, methods=["POST"])
         router.add_api_route("/{name}/rollback", self.rollback, methods=["POST"])
+        router.add_api_route("/{name}/canary", self.canary, methods=["POST"])
         router.add_api_route("/{name}/load", self.load, methods=["POST"])
         router.add_api_route("/{name}/unload", self.unload, methods=["POST"])
         return router
@@ -51,12 +61,12 @@ class AdapterRoutes:
     async def register(self, body: AdapterRegister) -> AdapterView:
         """Check a folder, store it as a new version and load it into every engine; the same content adds nothing."""
         source = _folder(body.source)
-        return _view(await self._adapters.register(source, body.name, promote=body.promote, notes=body.notes))
+        return self._view(await self._adapters.register(source, body.name, promote=body.promote, notes=body.notes))
 
     async def list(self, paging: Annotated[Paging, Query()]) -> Listed[AdapterView]:
         """All adapters by name."""
         found, has_more = await self._adapters.list(after=paging.after, limit=paging.limit)
-        return Listed[AdapterView](data=[_view(adapter) for adapter in found], has_more=has_more)
+        return Listed[AdapterView](data=[self._view(adapter) for adapter in found], has_more=has_more)
 
     async def check(self, body: AdapterSource) -> CheckView:
         """Whether a folder could be served; nothing is stored or loaded."""
@@ -72,7 +82,7 @@ class AdapterRoutes:
 
     async def show(self, name: Name) -> AdapterView:
         """One adapter, its versions, and where each is loaded."""
-        return _view(await self._adapters.show(name))
+        return self._view(await self._adapters.show(name))
 
     async def remove(self, name: Name, which: Annotated[RemovedVersion, Query()]) -> RemovedView:
         """Remove an adapter, or one of its versions that is not live, from engines and store."""
@@ -81,21 +91,51 @@ class AdapterRoutes:
 
     async def promote(self, name: Name, body: VersionChosen) -> AdapterView:
         """Let the name answer with a version, once every ready engine has it."""
-        return _view(await self._adapters.promote(name, body.version))
+        return self._view(await self._adapters.promote(name, body.version))
 
     async def rollback(self, name: Name, _: Annotated[NoFields, Body(default_factory=NoFields)]) -> AdapterView:
         """Let the name answer with the version before."""
-        return _view(await self._adapters.rollback(name))
+        return self._view(await self._adapters.rollback(name))
+
+    async def canary(self, name: Name, body: CanaryChosen, caller: Admin) -> AdapterView:
+        """Let a version answer a share of the callers until it is worse than the live one; percent 0 ends that."""
+        if body.percent == 0:
+            if not await self._adapters.end_canary(name, by=caller.id, why=body.why, only=body.version):
+                raise Conflict(f"{name} has no such canary. `loragate adapters show {name}` says what answers.")
+            return self._view(await self._adapters.show(name))
+        if body.version is None:
+            raise InvalidRequest("`version` is required: 12 hex digits of the version to try.", param="version")
+        rules = Rules(**body.rules.model_dump())
+        made = await self._adapters.canary(name, body.version, body.percent, rules=rules, by=caller.id, why=body.why)
+        return self._view(made)
 
     async def load(
         self, name: Name, body: Annotated[VersionOrLive, Body(default_factory=VersionOrLive)]
     ) -> AdapterView:
         """Keep a version loaded on every engine."""
-        return _view(await self._adapters.load(name, body.version))
+        return self._view(await self._adapters.load(name, body.version))
 
     async def unload(self, name: Name, body: VersionChosen) -> AdapterView:
         """Free a version in every engine; it stays in the store."""
-        return _view(await self._adapters.unload(name, body.version))
+        return self._view(await self._adapters.unload(name, body.version))
+
+    def _view(self, adapter: Adapter) -> AdapterView:
+        return AdapterView(
+            name=adapter.name,
+            live=adapter.live,
+            previous=adapter.previous,
+            canary=self._canary(adapter.name, adapter.canary) if adapter.canary is not None else None,
+            versions=[_version(version) for version in adapter.versions],
+        )
+
+    def _canary(self, name: str, canary: Canary) -> CanaryView:
+        return CanaryView(
+            version=canary.version,
+            percent=canary.percent,
+            since=int(canary.since),
+            rules=RulesView(**asdict(canary.rules)),
+            **self._figures(name, canary.version),
+        )
 
 
 def _folder(source: str) -> FilePath:
@@ -103,11 +143,6 @@ def _folder(source: str) -> FilePath:
     if not folder.is_absolute():
         raise InvalidRequest("`source` must be an absolute path on the gateway's machine.", param="source")
     return folder
-
-
-def _view(adapter: Adapter) -> AdapterView:
-    versions = [_version(version) for version in adapter.versions]
-    return AdapterView(name=adapter.name, live=adapter.live, previous=adapter.previous, canary=None, versions=versions)
 
 
 def _version(version: Version) -> VersionView:

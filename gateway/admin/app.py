@@ -30,11 +30,12 @@ DESCRIPTION = "Every route takes the admin key as a bearer token, except /livez,
 class AdminServices:
     """What the admin port is a door to. live_keys: the snapshot's keys, asked at every request.
 
-    clock: unix seconds. new_id: makes `x-request-id`s.
+    canary_figures: what both arms of a name's canary did. clock: unix seconds. new_id: makes `x-request-id`s.
     """
 
     keys: KeyService
     adapters: AdapterService
+    canary_figures: Callable[[str, str], dict[str, Any]]
     usage: UsageService
     live_keys: Callable[[], Mapping[str, Key]] = field(repr=False)
     status: Callable[[], dict[str, Any]]
@@ -48,7 +49,7 @@ def create_admin(services: AdminServices) -> FastAPI:
     """The control plane: every route, its policy declared where it is made."""
     app = _app("loragate admin API")
     app.include_router(KeyRoutes(services.keys).router())
-    app.include_router(AdapterRoutes(services.adapters).router())
+    app.include_router(AdapterRoutes(services.adapters, services.canary_figures).router())
     app.include_router(UsageRoutes(services.usage).router())
     app.include_router(StatusRoutes(services.status, services.ready, services.metrics).router())
     app.include_router(DocRoutes(app).router())

@@ -170,6 +170,24 @@ class VersionOrLive(Strict):
     version: VersionDigits | None = Field(None, description="12 hex digits; left out: the live one")
 
 
+class RulesChosen(Strict):
+    """When a canary ends by itself; what is left out is as it is by default."""
+
+    min_requests: int = Field(50, strict=True, ge=1, le=10**6, description="of each arm, before anything is compared")
+    max_error_increase: float = Field(0.02, ge=0, le=1, description="share of failed requests, canary less live")
+    max_latency_ratio: float = Field(1.5, ge=1, le=1000, description="canary ÷ live")
+    max_finish_change: float = Field(0.15, ge=0, le=1, description="share of answers that end for another reason")
+
+
+class CanaryChosen(Strict):
+    version: VersionDigits | None = Field(
+        None, description="12 hex digits; only where `percent` is 0 it may be left out"
+    )
+    percent: float = Field(ge=0, le=100, description="of callers; 0 ends the canary")
+    rules: RulesChosen = RulesChosen()
+    why: str = Field("", max_length=1024, description="kept in the adapter's history")
+
+
 class NoFields(Strict):
     """An empty body, or none."""
 
@@ -211,9 +229,40 @@ class VersionView(BaseModel):
     replicas: list[PlacementView]
 
 
+class ArmView(BaseModel):
+    """One arm of a canary, as this gateway has seen it since it counts. Times are geometric means of recent answers."""
+
+    requests: int = Field(description="that an engine answered, well or badly")
+    errors: int = Field(description="of these: 5xx and broken streams that are the engine's or the weights' fault")
+    left: int = Field(description="callers that went before the end")
+    refused: int = Field(description="callers' own mistakes, limits, load")
+    completion_tokens: int
+    finish_reasons: dict[str, int]
+    first_token_s: float | None
+    per_token_s: float | None
+    whole_answer_s: float | None
+
+
+class RulesView(BaseModel):
+    min_requests: int
+    max_error_increase: float
+    max_latency_ratio: float
+    max_finish_change: float
+
+
+class CanaryView(BaseModel):
+    version: str
+    percent: float
+    since: int
+    rules: RulesView
+    live: ArmView
+    canary: ArmView
+    standing: str = Field(description="how far the comparing has come")
+
+
 class AdapterView(BaseModel):
     name: str
     live: str | None
     previous: str | None
-    canary: None = None  # filled by weighted versions, which are to come
+    canary: CanaryView | None
     versions: list[VersionView]

@@ -21,6 +21,9 @@ from gateway.v1.wire import anthropic_error, encode, openai_error
 _USAGE_OPTIONS = {"include_usage": True, "continuous_usage_stats": True}
 
 
+_FINISH = b'"finish_reason":"'
+
+
 def _bare_error_event(err: ServiceError) -> bytes:
     return b"data: %b\n\n" % openai_error(err)
 
@@ -48,13 +51,18 @@ class Dialect:
     # Usage: names of its numbers. No `prompt_keys`: the answer is the count itself and costs nothing.
     prompt_keys: tuple[str, ...] = ("prompt_tokens",)
     completion_key: str = "completion_tokens"
+    # Why an answer ended: what stands before the engine's word, or bytes that say it by themselves (the first found).
+    ends_with: bytes = b""
+    ends_where: tuple[tuple[bytes, str], ...] = ()
     error_body: Callable[[ServiceError], bytes] = openai_error
     error_event: Callable[[ServiceError], bytes] = _bare_error_event
 
 
 _DIALECTS = (
-    Dialect("chat", "/v1/chat/completions", CHAT, injects_usage=True, terminators=(b"[DONE]",)),
-    Dialect("completions", "/v1/completions", COMPLETIONS, injects_usage=True, terminators=(b"[DONE]",)),
+    Dialect("chat", "/v1/chat/completions", CHAT, injects_usage=True, terminators=(b"[DONE]",), ends_with=_FINISH),
+    Dialect(
+        "completions", "/v1/completions", COMPLETIONS, injects_usage=True, terminators=(b"[DONE]",), ends_with=_FINISH
+    ),
     Dialect("embeddings", "/v1/embeddings", EMBEDDINGS, streams=False, generates=False),
     Dialect(
         "responses",
@@ -69,6 +77,11 @@ _DIALECTS = (
         wrapper="response",
         prompt_keys=("input_tokens",),
         completion_key="output_tokens",
+        ends_where=(
+            (b'"incomplete_details":{', "length"),
+            (b'"type":"function_call"', "tool_calls"),
+            (b'"status":"completed"', "stop"),
+        ),
     ),
     Dialect(
         "messages",
@@ -81,6 +94,7 @@ _DIALECTS = (
         wrapper="message",
         prompt_keys=("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"),
         completion_key="output_tokens",
+        ends_with=b'"stop_reason":"',
         error_body=anthropic_error,
         error_event=_named_error_event,
     ),

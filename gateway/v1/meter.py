@@ -42,7 +42,7 @@ class StreamMeter:
 
     __slots__ = (
         "_dialect", "_max", "_named", "_noted", "_pending", "_rename", "_strip_continuous", "_strip_usage", "_usage",
-        "deltas", "exact", "fault", "has_usage", "saw_terminator", "started", "stopped",
+        "deltas", "exact", "fault", "finish", "has_usage", "saw_terminator", "started", "stopped",
     )  # fmt: skip
 
     def __init__(
@@ -70,6 +70,7 @@ class StreamMeter:
         self.started = False  # the first content has passed
         self.stopped = False  # nothing more will be passed on
         self.fault: str | None = None  # "engine_error", "oversized_event"
+        self.finish = ""  # why the answer ended, where somebody watches
 
     # Bytes ---------------------------------------------------------------------------------------------
 
@@ -255,6 +256,18 @@ class StreamMeter:
         return completion if self.exact else max(completion, self.deltas)
 
 
+class WatchedMeter(StreamMeter):
+    """A StreamMeter that also notes why the answer ended, for requests that take part in a canary."""
+
+    __slots__ = ()
+
+    def feed(self, data: bytes) -> bytes:
+        out = super().feed(data)  # whole events only: no word is cut
+        if out:
+            self.finish = finish_of(self._dialect, out) or self.finish
+        return out
+
+
 class BodyMeter:
     """One large JSON answer that passes through in pieces; only its tail is kept.
 
@@ -291,6 +304,26 @@ class BodyMeter:
             flat = _NUMBER.findall(self._usage.partition(b"}")[0])
             found = _numbers(self._dialect, {name.decode(): int(count) for name, count in flat})
         return found
+
+
+_FINISH = {
+    b"stop": "stop", b"end_turn": "stop", b"stop_sequence": "stop",
+    b"length": "length", b"max_tokens": "length",
+    b"tool_calls": "tool_calls", b"function_call": "tool_calls", b"tool_use": "tool_calls",
+    b"content_filter": "content_filter", b"refusal": "content_filter",
+}  # fmt: skip
+
+
+def finish_of(dialect: Dialect, data: bytes) -> str:
+    """Why an answer ended, in OpenAI's words ("other" for a new one); "" where these bytes do not say."""
+    if dialect.ends_with:
+        at = data.rfind(dialect.ends_with)
+        start = at + len(dialect.ends_with)
+        return _FINISH.get(data[start : data.find(b'"', start)], "other") if at >= 0 else ""
+    for needle, reason in dialect.ends_where:
+        if needle in data:
+            return reason
+    return ""
 
 
 def usage_of(dialect: Dialect, body: bytes) -> tuple[int, int] | None:

@@ -21,9 +21,10 @@ from gateway.v1.dialect import prepare
 from gateway.v1.exchange import ClientGone, Exchange
 from gateway.v1.flow import PAUSE
 from gateway.v1.limits import Ledger, Reservation
-from gateway.v1.meter import BodyMeter, StreamMeter, usage_of
+from gateway.v1.meter import BodyMeter, StreamMeter, WatchedMeter, finish_of, usage_of
 from gateway.v1.routing import Fleet, Replica, resolve
 from gateway.v1.snapshot import EMPTY, Key, Snapshot, Target
+from gateway.v1.split import Part, split
 from gateway.v1.upstream import Fault
 
 log = logging.getLogger("loragate.proxy")
@@ -40,6 +41,7 @@ TRY_ELSEWHERE = frozenset(
 OUR_OWN = frozenset({Fault.POOL_FULL, Fault.CLOSED})  # no fault of the engine's
 
 RecordUsage = Callable[[str, str, int, int], None]  # key id, public name, prompt tokens, completion tokens
+Observe = Callable[[Part, str, float, int, bool], None]  # its part, code, seconds, completion tokens, streamed
 
 
 @dataclass(slots=True)
@@ -54,6 +56,7 @@ class Work:
     sent: bool = False  # an engine has seen it
     prompt_guess: int = 0
     usage: tuple[int, int] | None = None  # prompt, completion: as the engine said
+    part: Part | None = None  # in a canary, where the name asked for has one
     code: str = "500"
 
 
@@ -86,6 +89,7 @@ class Proxy:
         self.hold_bytes = HOLD_BYTES
         self.snapshot: Snapshot = EMPTY
         self.draining = False
+        self.observe: Observe | None = None  # told of every request that took part in a canary
         self._record_usage = record_usage
         self._ensure_loaded = ensure_loaded
         self.auth = auth
@@ -126,8 +130,13 @@ class Proxy:
             raise ShuttingDown("This gateway is shutting down. Send the request again.", retry_after_s=1)
         snapshot, wall = self.snapshot, self.wall()
         key = work.key = self.auth.authenticate(x.headers, snapshot.keys, wall)
-        checked = fields.check(x.dialect.fields, wire.parse(x.body, self.caps.depth), self.caps)
-        target = work.target = resolve(snapshot, key, checked.model)
+        body = wire.parse(x.body, self.caps.depth)
+        checked = fields.check(x.dialect.fields, body, self.caps)
+        target = resolve(snapshot, key, checked.model)
+        if target.canary is not None:
+            work.part = split(target, target.canary, key.id, body)
+            target = work.part.target
+        work.target = target
         work.prompt_guess = len(x.body) // BYTES_PER_TOKEN + 1
         x.body = b""  # parsed: no need for it twice
         tokens = work.prompt_guess
@@ -256,6 +265,8 @@ class Proxy:
             self._blame(_replica(work), "protocol", "not the JSON it said it was")
             raise UpstreamError("The engine's answer was not valid. Try again.", code="upstream_protocol_error")
         self.fleet.succeeded(_replica(work))
+        if work.part is not None:
+            work.part.finish = finish_of(x.dialect, body)
         if target.engine_name != target.answer_name:
             body = wire.rename_model(body, target.engine_name, target.answer_name)
         x.write_whole(200, self._answer_lines(x, work), body)
@@ -275,7 +286,7 @@ class Proxy:
 
     async def _pass_stream(self, x: Exchange, work: Work, checked: fields.Checked) -> None:
         """Events, as they come. A stream never ends quietly: its terminator, or our error event."""
-        meter = StreamMeter(
+        meter = (StreamMeter if work.part is None else WatchedMeter)(
             x.dialect,
             strip_usage=not checked.wants_usage,
             strip_continuous=not checked.wants_continuous_usage,
@@ -283,7 +294,10 @@ class Proxy:
             rename=_rename(_target(work)),
         )
         checked.body.clear()  # a stream may live for minutes: what was asked need not
-        self.metrics.time_to_first_token.observe(self.clock() - x.received)
+        first_s = self.clock() - x.received
+        self.metrics.time_to_first_token.observe(first_s)
+        if work.part is not None:
+            work.part.first_s = first_s
         lines = (
             b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
         )
@@ -292,6 +306,8 @@ class Proxy:
             await x.passed_through()
         finally:
             work.usage = _stream_usage(meter, work.prompt_guess, checked.n > 1 and x.dialect.fields.prompts is not None)
+            if work.part is not None:
+                work.part.finish = meter.finish
         reason = _broken(x, meter)
         if reason is None:
             self.fleet.succeeded(_replica(work))
@@ -312,6 +328,8 @@ class Proxy:
     def _refuse(self, x: Exchange, work: Work, error: ServiceError) -> None:
         """Tell the caller: as an HTTP answer, or as the last event of a stream that has begun."""
         work.code = str(error.status)
+        if work.part is not None:
+            work.part.error = error.code
         if not x.started:
             lines = wire.error_lines(error)
             if work.key is not None:
@@ -340,6 +358,8 @@ class Proxy:
         metrics.request_seconds.observe(seconds)
         if self.settings.log.requests:
             self._log(x, work, seconds)
+        if work.part is not None and self.observe is not None:
+            self.observe(work.part, work.code, seconds, work.usage[1] if work.usage is not None else 0, x.stream)
         if work.reservation is None or key is None or target is None:
             return
         if not work.sent:

@@ -51,6 +51,8 @@ class Target:
     version: str | None  # 12 hex digits; None for the base
     limits: Limits = NO_LIMITS
     created: int = 0  # unix seconds, for /v1/models
+    canary: Target | None = None  # of a public name: what answers a share of its callers instead (split.py)
+    canary_percent: float = 0.0
 
     @property
     def answer_name(self) -> str:
@@ -67,6 +69,7 @@ class Snapshot:
     keys: Mapping[str, Key] = field(repr=False)  # by key id
     models: Mapping[str, Target] = field(repr=False)  # listed public names, base included → live target
     versions: Mapping[str, Target] = field(repr=False)  # `name@<12 hex>` → that version's target
+    canaries: Mapping[str, Target] = field(default_factory=dict, repr=False)  # those of `models` with a canary
 
 
 EMPTY = Snapshot(serial=0, base=None, keys={}, models={}, versions={})

@@ -22,6 +22,7 @@ from adapters.service import AdapterService
 from adapters.shelf import Shelf
 from gateway import store
 from gateway.admin.app import AdminServices, create_admin
+from gateway.canary import Trial
 from gateway.keys import Grant, Issued, Key, KeyService
 from gateway.usage import UsageRecorder, UsageService
 from tests import databases
@@ -95,6 +96,7 @@ def services(
     return AdminServices(
         keys=keys,
         adapters=adapter_service(db, home),
+        canary_figures=lambda name, version: Trial(version, 0.0).figures(),
         usage=UsageService(db, recorder),
         live_keys=lambda: live,
         status=status,

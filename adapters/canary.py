@@ -1,0 +1,281 @@
+"""Whether a canary is worse than the live version: from the counts of both and the rules to a verdict in a sentence.
+
+A rule is broken when the figures are beyond what it allows and chance alone does not explain that the canary is worse
+at all. docs/canary.md says what is compared and why so. Pure; must not know requests, time or the registry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from adapters.chance import failures, spread_of_mean, students_tail
+from adapters.types import Rules
+
+# How likely a canary as good as the live version may be ended by mistake, over all looks of its life: 0.5 %. Errors
+# weigh most. Look number k spends 1 part in k(k + 1), which over any number of looks adds up to the whole.
+ERRORS_BY_CHANCE = 0.002
+FINISH_BY_CHANCE = 0.0015
+LATENCY_BY_CHANCE = 0.0015
+
+GROUPS = 32  # callers are put into so many groups by a hash: enough for a distribution, and few enough to keep
+FEW_CALLERS = 4  # groups from which on one alone cannot end a canary by its failures
+LOOK_AT_GROWTH = 0.1  # look again once there are a tenth more requests
+
+REASONS = ("stop", "length", "tool_calls", "content_filter", "other")
+MEASURES = {
+    "first": "The time to the first token",
+    "pace": "The time per further token of streams",
+    "whole": "The time of whole answers of the same length",
+}
+Measure = tuple[str, int]  # a key of MEASURES, and a stratum: only within one are two answers comparable
+
+
+@dataclass(slots=True)
+class Slot:
+    """Some consecutive seconds of both arms. Failures of the canary by group of callers."""
+
+    live: int = 0
+    live_failed: int = 0
+    canary: int = 0
+    canary_failed: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Shape:
+    """What the good answers of one arm were like, by group of callers."""
+
+    finish: dict[tuple[int, str], int] = field(default_factory=dict)  # group, reason → answers
+    seconds: dict[tuple[int, Measure], tuple[int, float]] = field(default_factory=dict)  # → answers, sum of ln seconds
+
+    def plus(self, other: Shape) -> Shape:
+        """Both together, as a new one."""
+        finish, seconds = dict(self.finish), dict(self.seconds)
+        for key, count in other.finish.items():
+            finish[key] = finish.get(key, 0) + count
+        for at, (count, total) in other.seconds.items():
+            before = seconds.get(at, (0, 0.0))
+            seconds[at] = before[0] + count, before[1] + total
+        return Shape(finish, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Why a canary must end. reason: errors, latency or finish_reasons."""
+
+    reason: str
+    sentence: str
+
+
+def look_due(seen: int, last: int, within: int) -> bool:
+    """Whether to look again at a canary with `seen` requests ever, `last` at the look before, `within` in the slots."""
+    return seen - last >= max(1.0, LOOK_AT_GROWTH * within)
+
+
+def judge(slots: Sequence[Slot], live: Shape, canary: Shape, rules: Rules, look: int) -> Verdict | None:
+    """The first rule that the canary breaks, None for none. look: 1 for the first time it is asked, then 2, 3, …"""
+    part = 1 / (look * (look + 1))
+    mine, theirs = sum(slot.canary for slot in slots), sum(slot.live for slot in slots)
+    if mine < rules.min_requests:
+        return None
+    if theirs < rules.min_requests:
+        return _alone(slots)
+    return (
+        _errors(slots, canary, rules, ERRORS_BY_CHANCE * part)
+        or _finish(live, canary, rules, FINISH_BY_CHANCE * part)
+        or _latency(live, canary, rules, LATENCY_BY_CHANCE * part)
+    )
+
+
+def standing(slots: Sequence[Slot], rules: Rules, looks: int) -> str:
+    """How far the judging has come, for people."""
+    mine, theirs = sum(slot.canary for slot in slots), sum(slot.live for slot in slots)
+    for count, arm in ((mine, "canary"), (theirs, "live")):
+        if count < rules.min_requests:
+            return f"nothing is compared yet: {count} of {rules.min_requests} {arm} requests"
+    times = "once" if looks == 1 else f"{looks} times"
+    return f"compared {times}, no rule is broken"
+
+
+# Errors --------------------------------------------------------------------------------------------------
+
+
+def _counts(slots: Sequence[Slot], left_out: int | None = None) -> list[tuple[int, int, int, int]]:
+    """Requests and failures of live, then canary, without the canary's failures of one group."""
+    return [
+        (slot.live, slot.live_failed, slot.canary - lost, sum(slot.canary_failed.values()) - lost)
+        for slot in slots
+        for lost in [0 if left_out is None else slot.canary_failed.get(left_out, 0)]
+        if slot.live + slot.canary > lost
+    ]
+
+
+def _errors(slots: Sequence[Slot], shape: Shape, rules: Rules, chance: float) -> Verdict | None:
+    """More failures than the live version has in the same seconds, and not of one caller alone."""
+    counts = _counts(slots)
+    if not _too_many(counts, rules, chance):
+        return None
+    by_group: dict[int, int] = {}
+    for slot in slots:
+        for group, count in slot.canary_failed.items():
+            by_group[group] = by_group.get(group, 0) + count
+    callers = by_group.keys() | {group for group, _ in shape.finish}
+    if len(callers) >= FEW_CALLERS:
+        worst = max(by_group, key=lambda group: by_group[group])
+        if not _too_many(_counts(slots, worst), rules, chance):
+            return None
+    theirs, failed, mine, mine_failed = (sum(column) for column in zip(*counts, strict=True))
+    return Verdict(
+        "errors",
+        f"{mine_failed} of {mine} canary requests failed ({_percent(mine_failed / mine)}), "
+        f"{failed} of {theirs} live ones ({_percent(failed / theirs)})",
+    )
+
+
+def _too_many(counts: list[tuple[int, int, int, int]], rules: Rules, chance: float) -> bool:
+    theirs, failed, mine, mine_failed = (sum(column) for column in zip(*counts, strict=True))
+    if not mine or mine_failed / mine - failed / theirs <= rules.max_error_increase:
+        return False
+    return failures(counts) <= chance
+
+
+def _alone(slots: Sequence[Slot]) -> Verdict | None:
+    """Nearly all callers have the canary: there is nothing to compare with, so only a wreck is ended."""
+    mine, theirs = sum(slot.canary for slot in slots), sum(slot.live for slot in slots)
+    failed, theirs_failed = sum(sum(s.canary_failed.values()) for s in slots), sum(slot.live_failed for slot in slots)
+    if 2 * failed <= mine or (theirs and 2 * theirs_failed > theirs):
+        return None
+    return Verdict(
+        "errors",
+        f"{failed} of {mine} canary requests failed ({_percent(failed / mine)}); "
+        f"{theirs} live ones are too few to compare with",
+    )
+
+
+# Finish reasons -------------------------------------------------------------------------------------------
+
+
+def _finish(live: Shape, canary: Shape, rules: Rules, chance: float) -> Verdict | None:
+    """Answers that end for another reason: more of them cut off at the limit, no more tool calls, and so on."""
+    arms = _by_group(live), _by_group(canary)
+    totals = [sum(sum(reasons.values()) for reasons in arm.values()) for arm in arms]
+    if min(totals) < rules.min_requests or min(len(arm) for arm in arms) < 2:
+        return None
+    for reason in REASONS:
+        shares = [
+            sum(reasons.get(reason, 0) for reasons in arm.values()) / n for arm, n in zip(arms, totals, strict=True)
+        ]
+        difference = abs(shares[1] - shares[0])
+        if difference <= rules.max_finish_change:
+            continue
+        pooled = (shares[0] * totals[0] + shares[1] * totals[1]) / sum(totals)
+        least = pooled * (1 - pooled) * (1 / totals[0] + 1 / totals[1])  # were all requests independent
+        spread = sum(_spread_of_share(*each, reason) for each in zip(arms, shares, totals, strict=True))
+        t = difference / math.sqrt(max(spread, least))
+        if students_tail(t, min(len(arm) for arm in arms) - 1) * 2 * len(REASONS) <= chance:
+            return Verdict(
+                "finish_reasons",
+                f"{_percent(shares[1])} of {totals[1]} canary answers ended with {reason}, "
+                f"{_percent(shares[0])} of {totals[0]} live ones",
+            )
+    return None
+
+
+def _by_group(shape: Shape) -> dict[int, dict[str, int]]:
+    groups: dict[int, dict[str, int]] = {}
+    for (group, reason), count in shape.finish.items():
+        groups.setdefault(group, {})[reason] = count
+    return groups
+
+
+def _spread_of_share(arm: Mapping[int, Mapping[str, int]], share: float, total: int, reason: str) -> float:
+    return spread_of_mean([(of.get(reason, 0) - share * sum(of.values())) / total for of in arm.values()])
+
+
+# Latency --------------------------------------------------------------------------------------------------
+
+
+def _latency(live: Shape, canary: Shape, rules: Rules, chance: float) -> Verdict | None:
+    """Slower by a factor, between geometric means: a few very slow answers of either arm do not decide."""
+    for measure, words in MEASURES.items():
+        found = compare(live, canary, measure)
+        if found is None or found.answers < rules.min_requests or found.ratio <= rules.max_latency_ratio:
+            continue
+        if students_tail(found.t, found.freedom) * len(MEASURES) <= chance:
+            return Verdict("latency", f"{words} is {found.ratio:.1f} times that of the live version")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One measure of both arms. ratio: canary ÷ live; answers: of the arm that has fewer."""
+
+    ratio: float
+    t: float
+    freedom: int
+    answers: int
+
+
+def compare(live: Shape, canary: Shape, measure: str) -> Comparison | None:
+    """The canary's times against the live ones, each stratum with its like; None where nothing can be compared."""
+    arms = [_strata(shape, measure) for shape in (live, canary)]
+    strata = [stratum for stratum in arms[0] if stratum in arms[1]]
+    sizes = [{s: sum(n for n, _ in arm[s].values()) for s in strata} for arm in arms]
+    means = [
+        {s: sum(t for _, t in arm[s].values()) / size[s] for s in strata} for arm, size in zip(arms, sizes, strict=True)
+    ]
+    weights = {s: sizes[0][s] * sizes[1][s] / (sizes[0][s] + sizes[1][s]) for s in strata}
+    groups = [{group for s in strata for group in arm[s]} for arm in arms]
+    if not strata or min(map(len, groups)) < 2:
+        return None
+    whole = sum(weights.values())
+    difference = sum(weights[s] * (means[1][s] - means[0][s]) for s in strata) / whole
+    variance = 0.0
+    for arm, size, mean, its in zip(arms, sizes, means, groups, strict=True):
+        errors = dict.fromkeys(its, 0.0)
+        for s in strata:
+            for group, (count, total) in arm[s].items():
+                errors[group] += weights[s] / whole / size[s] * (total - count * mean[s])
+        variance += spread_of_mean([*errors.values()])
+    t = difference / math.sqrt(variance) if variance else math.copysign(math.inf, difference)
+    answers = min(sum(size.values()) for size in sizes)
+    return Comparison(math.exp(difference), t, min(map(len, groups)) - 1, answers)
+
+
+def typical(shape: Shape, measure: str) -> float | None:
+    """The geometric mean of a measure in seconds; None without any."""
+    found = [value for (_, (name, _)), value in shape.seconds.items() if name == measure]
+    count = sum(n for n, _ in found)
+    return math.exp(sum(total for _, total in found) / count) if count else None
+
+
+def _strata(shape: Shape, measure: str) -> dict[int, dict[int, tuple[int, float]]]:
+    """stratum → group → answers, sum of ln seconds"""
+    strata: dict[int, dict[int, tuple[int, float]]] = {}
+    for (group, (name, stratum)), value in shape.seconds.items():
+        if name == measure:
+            strata.setdefault(stratum, {})[group] = value
+    return strata
+
+
+def _percent(share: float) -> str:
+    """Two digits that mean something: 0.4 %, 15 %."""
+    percent = 100 * share
+    return f"{percent:.2g} %" if percent < 99.5 else "100 %"
+
+
+def measures(first_s: float, seconds: float, tokens: int, *, stream: bool) -> Iterator[tuple[Measure, float]]:
+    """What one good answer tells of speed: (measure, ln seconds).
+
+    Streams: the time to the first token, and the time of each further one. Whole answers show neither, and their time
+    grows with their length, which is the model's own choice: so only answers of about the same length (strata of a
+    factor of 2) are compared, and a canary that says more is not taken for a slow one.
+    """
+    if stream:
+        if first_s > 0:
+            yield ("first", 0), math.log(first_s)
+        if tokens >= 8 and seconds > first_s > 0:
+            yield ("pace", 0), math.log((seconds - first_s) / (tokens - 1))
+    elif seconds > 0:
+        yield ("whole", tokens.bit_length()), math.log(seconds)
