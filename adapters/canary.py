@@ -162,10 +162,8 @@ def _finish(live: Shape, canary: Shape, rules: Rules, chance: float) -> Verdict 
     totals = [sum(sum(reasons.values()) for reasons in arm.values()) for arm in arms]
     if min(totals) < rules.min_requests or min(len(arm) for arm in arms) < 2:
         return None
-    for reason in REASONS:
-        shares = [
-            sum(reasons.get(reason, 0) for reasons in arm.values()) / n for arm, n in zip(arms, totals, strict=True)
-        ]
+    shares_of = {reason: tuple(_share(arm, reason) for arm in arms) for reason in REASONS}
+    for reason, shares in sorted(shares_of.items(), key=lambda item: item[1][0] - item[1][1]):  # what grew most, first
         difference = abs(shares[1] - shares[0])
         if difference <= rules.max_finish_change:
             continue
@@ -187,6 +185,10 @@ def _by_group(shape: Shape) -> dict[int, dict[str, int]]:
     for (group, reason), count in shape.finish.items():
         groups.setdefault(group, {})[reason] = count
     return groups
+
+
+def _share(arm: Mapping[int, Mapping[str, int]], reason: str) -> float:
+    return sum(of.get(reason, 0) for of in arm.values()) / sum(sum(of.values()) for of in arm.values())
 
 
 def _spread_of_share(arm: Mapping[int, Mapping[str, int]], share: float, total: int, reason: str) -> float:

@@ -1,4 +1,4 @@
-"""`loragate adapters …`: register, list, show, check, load, unload, promote, rollback, remove."""
+"""`loragate adapters …`: register, list, show, check, load, unload, promote, canary, rollback, remove."""
 
 from __future__ import annotations
 
@@ -120,6 +120,46 @@ def promote(gateway: Session, name: str, version: str | None) -> None:
     _change(gateway, name, "promote", {"version": version})
 
 
+@adapters.command(
+    short_help="Try a version on a share of the callers.",
+    epilog="Example: loragate adapters canary customer-service 0123456789ab --percent 10",
+)
+@click.argument("name")
+@click.argument("version", required=False, callback=digits)
+@click.option("--percent", type=click.FloatRange(0, 100, min_open=True), help="Share of the callers.")
+@click.option("--stop", is_flag=True, help="End the canary: the live version answers everybody.")
+@click.option("--min-requests", type=click.IntRange(1), help="Of each arm, before anything is compared. [default: 50]")
+@click.option("--max-error-increase", type=click.FloatRange(0, 1), help="Share of failed requests. [default: 0.02]")
+@click.option("--max-latency-ratio", type=click.FloatRange(1), help="Canary by live. [default: 1.5]")
+@click.option("--max-finish-change", type=click.FloatRange(0, 1), help="Share of finish reasons. [default: 0.15]")
+@click.option("--why", default="", help="Kept in the adapter's history.")
+@session
+def canary(
+    gateway: Session,
+    /,
+    name: str,
+    version: str | None,
+    percent: float | None,
+    stop: bool,
+    why: str,
+    **given: float | None,
+) -> None:
+    """Let VERSION answer a share of the callers of NAME, always the same ones.
+
+    The gateway ends it by itself when it fails more often, is slower or ends its answers differently than the live
+    version, and writes the reason to the history. `promote` makes it live; --stop ends it.
+    """
+    if stop == (percent is not None):
+        raise click.UsageError("Say --percent to begin or change a canary, or --stop to end it.")
+    if not stop and version is None:
+        raise click.UsageError("Name the version to try, by its 12 digits; `loragate adapters show NAME` lists them.")
+    body: dict[str, Any] = {"percent": 0 if stop else percent, "why": why}
+    if version is not None:
+        body["version"] = version
+    rules = {rule: value for rule, value in given.items() if value is not None}
+    _change(gateway, name, "canary", {**body, "rules": rules} if rules else body)
+
+
 @adapters.command(epilog="Example: loragate adapters rollback customer-service")
 @click.argument("name")
 @session
@@ -141,7 +181,7 @@ def remove(gateway: Session, name: str, version: str | None) -> None:
     gateway.show(answer, lambda gone: click.echo(f"Removed {name}: {', '.join(gone['removed']) or 'no version'}."))
 
 
-def _change(gateway: Session, name: str, verb: str, body: dict[str, str]) -> None:
+def _change(gateway: Session, name: str, verb: str, body: dict[str, Any]) -> None:
     answer = gateway.call("POST", f"{PATH}/{segment(name)}/{verb}", body=body, timeout_s=LOAD_TIMEOUT_S)
     gateway.show(answer, _shown)
 
@@ -175,6 +215,8 @@ def _row(adapter: dict[str, Any]) -> tuple[object, ...]:
 
 def _shown(adapter: dict[str, Any]) -> None:
     output.pairs((name, adapter.get(name)) for name in ("name", "live", "previous"))
+    if adapter.get("canary") is not None:
+        _arms(adapter["canary"])
     rows = [
         (
             version["version"],
@@ -191,3 +233,27 @@ def _shown(adapter: dict[str, Any]) -> None:
         for version in adapter["versions"]
     ]
     output.table(("VERSION", "STATE", "CREATED", "RANK", "SIZE", "ENGINES", "SOURCE"), rows)
+
+
+def _arms(canary: dict[str, Any]) -> None:
+    """The split, and what this gateway has seen of both arms."""
+    output.pairs([("canary", f"{canary['version']} for {canary['percent']:g} % of callers: {canary['standing']}")])
+    rows = [
+        (
+            arm,
+            seen["requests"],
+            seen["errors"],
+            seen["left"],
+            _seconds(seen["first_token_s"]),
+            _seconds(seen["per_token_s"]),
+            _seconds(seen["whole_answer_s"]),
+            [f"{reason} {count}" for reason, count in seen["finish_reasons"].items()],
+        )
+        for arm, seen in (("live", canary["live"]), ("canary", canary["canary"]))
+    ]
+    columns = ("ARM", "REQUESTS", "ERRORS", "LEFT", "FIRST TOKEN", "PER TOKEN", "WHOLE ANSWER", "FINISH REASONS")
+    output.table(columns, rows)
+
+
+def _seconds(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3g} s"
