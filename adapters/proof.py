@@ -28,6 +28,9 @@ PROMPTS: tuple[str, ...] = (
 MAX_PROMPTS = 8
 TOKENS = 16
 TIMEOUT_S = 60.0  # all of it; a loaded engine may let a first token wait for tens of seconds
+# The largest difference seen between the same weights was 0.17 from bfloat16 with AVX-512 to bfloat16 with AVX2, and 0.30
+# from bfloat16 to the trainer's float32 (docs/proof.md); bfloat16's steps are 0.125 wide for logits above 16. With 0.5
+# none of 1,215 pairs of the same weights fell out, and none of 1,458 pairs of different adapters passed.
 TOLERANCE = 0.5
 SAME = 1e-3  # below this nothing was added to the base: its own answer repeated is equal to the last digit
 
@@ -43,7 +46,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """`reason` is one or two sentences for a person, empty where it passed.
+    """`reason` is one or two sentences for a person, empty where it passed; "it" is the engine.
 
     said: what the other engines can be held to. Empty unless it passed: an engine that answers like the base may have
     lost the weights, and would then fail every other one.
@@ -124,9 +127,9 @@ async def _compare(asking: _Asking, reference: Reference, trained: Reference, to
         wrong = _apart(said, standard, tolerance, whole=whole)
         if wrong:
             base = base or (await asking.say(asking.base_id))[0]
-            return _failed(asking, who, wrong, len(said), like_base=not _apart(said, base, tolerance, whole=True))
+            return _failed(who, wrong, len(said), like_base=not _apart(said, base, tolerance, whole=True))
     if base and _equal(said, base):
-        return Proof(Verdict.NO_EFFECT, "It answers exactly like the base model: this adapter changes nothing.")
+        return Proof(Verdict.NO_EFFECT, "It answers exactly like the base model: the adapter changes nothing.")
     return Proof(Verdict.PASSED, "", said)
 
 
@@ -145,10 +148,9 @@ def _equal(said: Reference, base: Reference) -> bool:
     return [one.tokens for one in said] == [one.tokens for one in base] and not _apart(said, base, SAME, whole=True)
 
 
-def _failed(asking: _Asking, who: str, wrong: int, of: int, *, like_base: bool) -> Proof:
-    url, name = asking.client.url, asking.engine_name
+def _failed(who: str, wrong: int, of: int, *, like_base: bool) -> Proof:
     if like_base:
-        seen = f"answers {name} like the base model, unlike {who}: the weights are not applied there."
+        seen = f"It answers like the base model, unlike {who}: the weights are not applied there."
     else:
-        seen = f"answers {name} unlike {who}, on {wrong} of {of} prompts."
-    return Proof(Verdict.FAILED, f"Engine {url} {seen} It gets no traffic for it; restart the engine if that stays so.")
+        seen = f"It answers unlike {who}, on {wrong} of {of} prompts."
+    return Proof(Verdict.FAILED, f"{seen} It gets no traffic for this version; restart the engine if that stays so.")

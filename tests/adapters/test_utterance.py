@@ -28,12 +28,26 @@ def test_a_near_tie_is_agreement_and_ends_the_comparison() -> None:
 
 
 @pytest.mark.parametrize(
+    ("chosen", "second"),
+    [
+        ("w", ("b", -0.35)),  # three that are equally likely
+        ("y", ("w", -0.35)),
+        ("w", ("y", -0.35)),  # four
+    ],
+)
+def test_a_tie_of_more_than_two_is_one_too(chosen: str, second: tuple[str, float]) -> None:
+    parted = Utterance("p", ("a", chosen), (-0.1, -0.3), (("x", -3.0), second))
+    assert agree(A, parted, 0.3)
+    assert agree(parted, A, 0.3)
+
+
+@pytest.mark.parametrize(
     ("chosen", "logprob", "second"),
     [
-        ("w", -0.25, ("b", -0.35)),  # a choice that the other did not think of
-        ("y", -0.25, ("w", -0.35)),  # the other's choice is not its second
-        ("y", -0.01, ("b", -4.0)),  # crossed, but by far
+        ("w", -0.25, ("v", -0.35)),  # both hesitated, over other tokens
+        ("y", -0.01, ("b", -4.0)),  # the other did not hesitate
         ("y", -0.25, ("b", -4.0)),
+        ("y", -0.9, ("b", -0.91)),  # both hesitated over these two, which are not as likely to both
     ],
 )
 def test_a_parting_that_no_rounding_explains(chosen: str, logprob: float, second: tuple[str, float]) -> None:
