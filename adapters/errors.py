@@ -7,10 +7,12 @@
     ├── NotFound                    404
     ├── Conflict                    409 (control plane only: SDKs retry a 409 on the inference plane)
     ├── Unavailable                 503, may be retried
-    │   └── RegistryBusy            503 registry_busy
+    │   ├── RegistryBusy            503 registry_busy
+    │   └── Saturated               503 engine_saturated: every adapter that the engine holds is in use or pinned
     ├── StorageFull                 507 storage_full
     ├── DatabaseUnusable            500 database_unusable: corrupt, newer than this program, or not to be opened
     └── EngineError                 502 engine_error: an engine answered a load or unload with something else than yes
+        └── NotProven               502 not_proven: it said yes, and does not answer with the weights
 
 The gateway adds its own leaves in gateway/errors.py; one renderer there turns any of them into a body.
 This file must not know HTTP libraries or JSON.
@@ -81,6 +83,10 @@ class RegistryBusy(Unavailable):
     code = "registry_busy"
 
 
+class Saturated(Unavailable):
+    code = "engine_saturated"
+
+
 class StorageFull(ServiceError):
     status, type, code = 507, "server_error", "storage_full"
 
@@ -93,3 +99,7 @@ class DatabaseUnusable(ServiceError):
 
 class EngineError(ServiceError):
     status, type, code = 502, "server_error", "engine_error"
+
+
+class NotProven(EngineError):
+    code = "not_proven"

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -19,11 +20,14 @@ import sqlalchemy as sa
 from adapters import store
 from adapters.db import Database
 from adapters.engine import EngineClient, EngineModel
-from adapters.errors import EngineError, ServiceError, Unavailable
-from adapters.replica import Replica
+from adapters.errors import EngineError, NotProven, Saturated, ServiceError, Unavailable
+from adapters.replica import Prove, Replica, trusting
+from adapters.traffic import NoTraffic, Traffic
 from adapters.types import ReplicaState, ReplicaView, WantedVersion
 
 _log = logging.getLogger(__name__)
+
+Outcomes = dict[str, ServiceError | None]  # URL → why it was not done there
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class Wanted:
     load: tuple[WantedVersion, ...]  # most wanted first
     known: frozenset[str]  # of what is resident or failed there: in the registry
     unload: frozenset[str]  # of what is resident there: once in the registry, removed since
+    pinned: frozenset[str] = frozenset()
+    comparable: frozenset[str] = frozenset()  # of what is resident there: what another engine says of it is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,8 @@ class Reconciler:
         *,
         clock: Callable[[], float],
         on_change: Callable[[], None] = lambda: None,
+        traffic: Traffic | None = None,
+        prove: Prove = trusting,
         interval_s: float = 5.0,
         preload_max: int = 64,
     ) -> None:
@@ -73,10 +81,15 @@ class Reconciler:
         self._interval_s = interval_s
         self._preload_max = preload_max
         self._on_change = on_change
-        self._replicas = {client.url: Replica(client, clock, self._publish) for client in engines}
+        self._clock = clock
+        self._prove = prove
+        self._traffic = traffic or NoTraffic()
+        self._guards: Counter[str] = Counter()  # engine names that are about to answer
+        self._replicas = {client.url: self._replica(client) for client in engines}
         self._wakes = {url: asyncio.Event() for url in self._replicas}
         self._tasks: list[asyncio.Task[None]] = []
         self._pool: EngineModel | None = None
+        self._wanted_count = 0
         self.residency: Mapping[str, ReplicaView] = MappingProxyType({})
         self._publish()
 
@@ -114,11 +127,11 @@ class Reconciler:
         """Wait until every engine has been asked once (at most its probe timeout after `start`)."""
         await asyncio.gather(*(replica.probed.wait() for replica in self._replicas.values()))
 
-    async def ensure(self, engine_name: str, url: str) -> None:
+    async def ensure(self, engine_name: str, url: str, *, wait_s: float = 0.0) -> None:
         """Return when `engine_name` is resident at `url`; all who wait share one load.
 
-        Raises Unavailable while the engine is not ready or a failed load is not yet due again, EngineError when
-        this load fails.
+        wait_s: for room there. Raises Unavailable while the engine is not ready or a failed load is not yet due
+        again, Saturated where there is no room, EngineError when this load fails.
         """
         replica = self._replicas[url]
         view = self.residency[url]
@@ -129,20 +142,61 @@ class Reconciler:
             raise Unavailable(
                 f"{engine_name} could not be loaded a moment ago: {view.failed[engine_name]}", retry_after_s=seconds
             )
-        await replica.load(engine_name)
+        await replica.load(engine_name, wait_s=wait_s)
+
+    def room(self, url: str) -> int:
+        """How dear one more adapter is at `url`: 0 there is room, 1 an idle one has to go, 2 all are in use."""
+        return self._replicas[url].room()
+
+    def freed(self, url: str) -> None:
+        """An adapter has become idle at `url`."""
+        self._replicas[url].freed()
+
+    @contextmanager
+    def guarding(self, engine_name: str) -> Iterator[None]:
+        """Meanwhile `engine_name` is put out of no engine: it is about to answer."""
+        self._guards[engine_name] += 1
+        try:
+            yield
+        finally:
+            self._guards[engine_name] -= 1
+            if not self._guards[engine_name]:
+                del self._guards[engine_name]
 
     def lost(self, engine_name: str, url: str) -> None:
         """The engine itself said that it does not have it: it was restarted since it was last asked."""
         self._replicas[url].resident -= {engine_name}
         self._wakes[url].set()  # whatever else it had is gone too
 
-    async def load_everywhere(self, engine_name: str) -> Mapping[str, str]:
-        """Load on every engine that is ready; URL → why not, "" where it is resident now."""
-        return await self._everywhere(lambda replica: replica.load(engine_name))
+    async def load_on(self, engine_name: str, like: str | None = None, *, wait_s: float = 0.0) -> Outcomes:
+        """Load where it belongs: on every engine that is ready, or, where not all that is wanted fits, on those that
+        have `like` and on its own first one. URL → why not, None where it is resident and proven now.
 
-    async def unload_everywhere(self, engine_name: str) -> Mapping[str, str]:
-        """Unload from every engine that is ready; URL → why not, "" where it is gone."""
-        return await self._everywhere(lambda replica: replica.unload(engine_name))
+        Where one engine shows what the weights do, those on which they seemed to do nothing are asked once more.
+        """
+        await self.probed()
+        replicas = self._targets(engine_name, like)
+        ends = await self._each(replicas, lambda replica: replica.load(engine_name, wait_s=wait_s))
+        held = [replica for replica in replicas if engine_name in replica.resident]
+        weak = [replica for replica in held if engine_name in replica.unproven(weak_too=True)]
+        if len(weak) < len(held):
+            await asyncio.gather(*(replica.prove_again(engine_name) for replica in weak))
+            for replica in weak:
+                failure = replica.view().failed.get(engine_name)
+                ends[replica.url] = NotProven(failure) if failure is not None else None
+        return ends
+
+    async def unload_everywhere(self, engine_name: str) -> Outcomes:
+        """Unload from every engine that is ready; URL → why not, None where it is gone."""
+        await self.probed()
+        return await self._each(self._ready(), lambda replica: replica.unload(engine_name))
+
+    async def unload_and_look(self, engine_name: str) -> tuple[str, ...]:
+        """Unload it everywhere and ask every engine what it lists now; the URLs that list it still."""
+        await self.unload_everywhere(engine_name)
+        ready = self._ready()
+        await asyncio.gather(*(replica.probe() for replica in ready))
+        return tuple(replica.url for replica in ready if engine_name in replica.resident)
 
     async def tick(self, url: str) -> None:
         """One turn at one engine: ask, compare with the registry, load and unload what differs. Never raises for it."""
@@ -150,18 +204,29 @@ class Reconciler:
         await replica.probe()
         if replica.base is None or self.residency[url].state is not ReplicaState.READY:
             return
-        resident, failed = replica.resident | replica.elsewhere, replica.failed
-        wanted = await self._db.read(lambda conn: self._wanted(conn, resident, failed))
+        resident, failed, weak = replica.resident | replica.elsewhere, replica.failed, replica.unproven(weak_too=True)
+        wanted = await self._db.read(lambda conn: self._wanted(conn, resident, failed, weak))
+        self._wanted_count = len(wanted.load)
         replica.forget_failures(failed - wanted.known)
+        replica.pinned = wanted.pinned
         todo = plan(wanted, replica.resident, replica.waiting(), replica.base.id)
         replica.foreign = todo.foreign | (replica.elsewhere - wanted.known)
         self._publish()
         for name in todo.unload:
             with suppress(EngineError):  # logged by the client; the next turn tries again
                 await replica.unload(name)
-        for name in todo.load:
-            with suppress(EngineError):  # kept as the replica's `failed`, tried again with back-off
-                await replica.load(name)
+        await self._fill(replica, todo.load)
+        for name in sorted(wanted.known & (replica.unproven() | (weak & wanted.comparable))):
+            await replica.prove_again(name)
+
+    async def _fill(self, replica: Replica, names: Sequence[str]) -> None:
+        """Load what fits: what is pinned puts others out, the rest takes free places, what belongs here first."""
+        urls = [each.url for each in self._ready()]
+        rank = {name: list(self._traffic.homes(name, urls)).index(replica.url) for name in names}
+        for name in sorted(names, key=lambda name: (name not in replica.pinned, rank[name])):
+            with suppress(EngineError, Saturated):  # kept as the replica's `failed`, tried again with back-off
+                if name in replica.pinned or not replica.room():
+                    await replica.load(name, wait_s=0.0 if name in replica.pinned else None)
 
     async def _watch(self, replica: Replica) -> None:
         wake = self._wakes[replica.url]
@@ -178,18 +243,33 @@ class Reconciler:
                 async with asyncio.timeout(self._interval_s):
                     await wake.wait()
 
-    def _wanted(self, conn: sa.Connection, resident: frozenset[str], failed: frozenset[str]) -> Wanted:
+    def _wanted(
+        self, conn: sa.Connection, resident: frozenset[str], failed: frozenset[str], weak: frozenset[str]
+    ) -> Wanted:
         return Wanted(
             load=store.wanted(conn, self._preload_max),
             known=store.known(conn, resident | failed),
             unload=store.removed(conn, resident),
+            pinned=store.pinned(conn),
+            comparable=store.with_proof(conn, weak),
         )
 
-    async def _everywhere(self, move: Callable[[Replica], Awaitable[None]]) -> Mapping[str, str]:
-        await self.probed()
-        ready = [replica for url, replica in self._replicas.items() if self.residency[url].state is ReplicaState.READY]
-        ends = await asyncio.gather(*(_outcome(move(replica)) for replica in ready))
-        return {replica.url: end for replica, end in zip(ready, ends, strict=True)}
+    def _replica(self, client: EngineClient) -> Replica:
+        return Replica(client, self._clock, self._publish, self._traffic, self._prove, self._guards.__contains__)
+
+    def _ready(self) -> list[Replica]:
+        return [replica for url, replica in self._replicas.items() if self.residency[url].state is ReplicaState.READY]
+
+    def _targets(self, engine_name: str, like: str | None) -> list[Replica]:
+        ready = self._ready()
+        if all(each.client.capacity is None or self._wanted_count < each.client.capacity for each in ready):
+            return ready
+        first = self._traffic.homes(engine_name, [each.url for each in ready])[0]
+        return [each for each in ready if each.url == first or (like is not None and like in each.resident)]
+
+    async def _each(self, replicas: Sequence[Replica], move: Callable[[Replica], Awaitable[None]]) -> Outcomes:
+        ends = await asyncio.gather(*(_outcome(move(replica)) for replica in replicas))
+        return {replica.url: end for replica, end in zip(replicas, ends, strict=True)}
 
     def _publish(self) -> None:
         self._judge()
@@ -207,12 +287,12 @@ class Reconciler:
             replica.refusal = "" if _same(replica.base, self._pool) else _differs(replica.base, self._pool)
 
 
-async def _outcome(move: Awaitable[None]) -> str:
+async def _outcome(move: Awaitable[None]) -> ServiceError | None:
     try:
         await move
-    except EngineError as exc:
-        return exc.message
-    return ""
+    except ServiceError as exc:
+        return exc
+    return None
 
 
 def _same(one: EngineModel | None, other: EngineModel | None) -> bool:

@@ -1,22 +1,38 @@
-"""What is known of one engine, and the loads and unloads under way there: one at a time, one per name.
+"""What is known of one engine, and the loads, proofs and evictions there: one at a time, one per name.
 
+An engine lists at most `capacity` names. Real vLLM 0.32 (tried) puts weights out of its slots in the order of their
+last use and goes on listing the name; a request for it makes the engine read the files again between two steps, and
+it dies where they are gone. So what is listed is kept to what the slots hold, in the same order.
 The only mutable state of this room; changed by adapters/reconcile.py alone. Must not know the registry.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from adapters.engine import EngineClient, EngineModel, EngineUnreachable
-from adapters.errors import EngineError, ServiceError
+from adapters.errors import EngineError, NotProven, Saturated, ServiceError
 from adapters.names import is_engine_name
+from adapters.traffic import Traffic
 from adapters.types import ReplicaState, ReplicaView
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 30.0
+PATIENCE_S = 1.0  # whoever waits longer for room has a busy adapter run dry
+DISTRUST_S = 300.0  # weights that did not prove themselves are tried again after so long
+
+# Asks the engine to show that it answers with the weights; NotProven, EngineError. False: only for lack of contrary
+# evidence, to be asked again when there is something to compare with.
+Prove = Callable[[EngineClient, str, str], Awaitable[bool]]  # client, base's id, engine name
+
+
+async def trusting(client: EngineClient, base: str, engine_name: str) -> bool:
+    """No proof at all."""
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,25 +45,41 @@ class _Failure:
 class Replica:
     """One engine as seen from here. `changed` is called after every change of what `view` would say."""
 
-    def __init__(self, client: EngineClient, clock: Callable[[], float], changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        clock: Callable[[], float],
+        changed: Callable[[], None],
+        traffic: Traffic,
+        prove: Prove,
+        guarded: Callable[[str], bool],
+    ) -> None:
         self.client = client
         self.url = client.url
         self.base: EngineModel | None = None
         self.base_names: frozenset[str] = frozenset()  # the base's id and its aliases
         self.resident: frozenset[str] = frozenset()
         self.foreign: frozenset[str] = frozenset()  # set by the reconciler, which knows the registry
+        self.pinned: frozenset[str] = frozenset()  # likewise: never put out
         self.elsewhere: frozenset[str] = frozenset()  # loaded there, under names like ours, from other folders
         self.refusal = ""  # set by the reconciler, which knows the pool
         self.reachable = False
         self.probed = asyncio.Event()  # the first probe has ended, one way or the other
+        self.evictions = 0
         self._reason = "not asked yet"
         self._clock = clock
         self._changed = changed
+        self._traffic = traffic
+        self._prove = prove
+        self._guarded = guarded
         self._serial = asyncio.Lock()
+        self._room = asyncio.Event()  # something may have become idle
         self._moves = 0  # loads and unloads that ended; a model list asked for before one is stale
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, _Failure] = {}
         self._claimed: set[str] = set()  # taken from `elsewhere` once: whoever insists may have it
+        self._proven: dict[str, bool] = {}  # in this life of the engine; False: not against anything yet
+        self._distrusted: set[str] = set()  # listed there or not: no request goes to them
 
     def view(self) -> ReplicaView:
         """All of it, frozen."""
@@ -65,6 +97,10 @@ class Replica:
             loading=frozenset(self._loads),
             failed=MappingProxyType({name: failure.reason for name, failure in self._failures.items()}),
             foreign=self.foreign,
+            slots=self.client.slots,
+            capacity=self.client.capacity,
+            pinned=self.pinned,
+            evictions=self.evictions,
         )
 
     async def probe(self) -> None:
@@ -85,11 +121,13 @@ class Replica:
                 self._list([model for model in models if model.parent is not None])
                 for name in self.resident & self._failures.keys():
                     del self._failures[name]
+            await self.client.learn_slots(self.base.id if self.base else bases[0].id)
         self.probed.set()
         self._changed()
 
     def _list(self, adapters: list[EngineModel]) -> None:
         """Weights from another folder may be others, or be gone when vLLM reads them again, and it dies of that."""
+        listed = frozenset(model.id for model in adapters)
         self.elsewhere = frozenset(
             model.id
             for model in adapters
@@ -97,15 +135,22 @@ class Replica:
             and model.root not in (None, self.client.path(model.id))
             and model.id not in self._claimed
         )
-        self.resident = frozenset(model.id for model in adapters) - self.elsewhere
+        self.resident = listed - self.elsewhere - self._distrusted
+        for name in self._proven.keys() - listed:  # it may have been restarted between two looks
+            del self._proven[name]
 
-    async def load(self, engine_name: str) -> None:
-        """Have `engine_name` resident; callers that come while it loads share that load. EngineError."""
+    async def load(self, engine_name: str, *, wait_s: float | None = 0.0) -> None:
+        """Have `engine_name` resident and proven; callers that come while it loads share that load.
+
+        wait_s: for room, seconds; 0: only what is idle may be put out for it; None: nothing may. EngineError,
+        NotProven, Saturated.
+        """
         if engine_name in self.resident:
             return
         task = self._loads.get(engine_name)
         if task is None:
-            task = asyncio.create_task(self._load(engine_name), name=f"load {engine_name} on {self.url}")
+            work = self._load(engine_name, wait_s)
+            task = asyncio.create_task(work, name=f"load {engine_name} on {self.url}")
             task.add_done_callback(_retrieve)  # its failure is kept here even when every waiter has left
             self._loads[engine_name] = task
             self._changed()
@@ -119,16 +164,37 @@ class Replica:
     async def unload(self, engine_name: str) -> None:
         """Have the engine forget `engine_name`; EngineError."""
         async with self._serial:
-            try:
-                await self.client.unload(engine_name)
-            except EngineUnreachable as exc:
-                self._lose(exc.message)
-                raise
-            finally:
-                self._moves += 1
-            self.resident -= {engine_name}
+            await self._forget(engine_name)
             self._failures.pop(engine_name, None)
+            self._distrusted.discard(engine_name)
         self._changed()
+
+    async def prove_again(self, engine_name: str) -> None:
+        """Ask for the proof of what is listed there already: loaded before this gateway knew the engine. Never raises.
+
+        Requests go on meanwhile; they end if it fails.
+        """
+        async with self._serial:
+            if engine_name in self.resident and self.base is not None:
+                try:
+                    await self._demand_proof(engine_name, self.base.id)
+                except ServiceError as exc:
+                    self._fail(engine_name, exc)
+        self._changed()
+
+    def unproven(self, weak_too: bool = False) -> frozenset[str]:
+        """Names that have answered requests here without a proof; weak_too: or with one that compared with nothing."""
+        return frozenset(n for n in self.resident if n not in self._proven or (weak_too and not self._proven[n]))
+
+    def freed(self) -> None:
+        """An adapter has become idle: whoever waits for room may look again."""
+        self._room.set()
+
+    def room(self) -> int:
+        """How dear one more adapter is: 0 there is room, 1 an idle one has to go, 2 all are in use."""
+        if self._free() > 0:
+            return 0
+        return 2 if self._victim() is None else 1
 
     def waiting(self) -> frozenset[str]:
         """Names whose last load failed so recently that it is not tried again yet."""
@@ -156,40 +222,123 @@ class Replica:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _load(self, engine_name: str) -> None:
+    # One load ------------------------------------------------------------------------------------------
+
+    async def _load(self, engine_name: str, wait_s: float | None) -> None:
         try:
-            async with self._serial:
-                try:
-                    if engine_name in self.elsewhere:
-                        self._claimed.add(engine_name)
-                        await self.client.unload(engine_name)
-                    await self.client.load(engine_name)
-                finally:
-                    self._moves += 1
-            self.resident |= {engine_name}
-            self.elsewhere -= {engine_name}
+            until = asyncio.get_running_loop().time() + (wait_s or 0.0)
+            try:
+                while not await self._load_where_room(engine_name, evict=wait_s is not None):
+                    await self._wait_for_room(until)
+            finally:
+                self._traffic.fed(self.url)
             self._failures.pop(engine_name, None)
         except EngineUnreachable as exc:
             self._lose(exc.message)
             raise
         except EngineError as exc:
-            self._fail(engine_name, exc.message)
+            self._fail(engine_name, exc)
             raise
         finally:
             self._loads.pop(engine_name, None)
             self._changed()
 
-    def _fail(self, engine_name: str, reason: str) -> None:
+    async def _load_where_room(self, engine_name: str, *, evict: bool) -> bool:
+        """False where there is no room and nobody to put out."""
+        async with self._serial:
+            if self._free() <= 0:
+                victim = self._victim() if evict else None
+                if victim is None:
+                    return False
+                self.evictions += 1
+                self.resident -= {victim}
+                self._changed()  # no request is sent to it from here on
+                await self._forget(victim)
+            try:
+                if engine_name in self.elsewhere:
+                    self._claimed.add(engine_name)
+                    await self.client.unload(engine_name)
+                await self.client.load(engine_name)
+            finally:
+                self._moves += 1
+            self._distrusted.discard(engine_name)
+            if engine_name not in self._proven and self.base is not None:
+                await self._demand_proof(engine_name, self.base.id)
+            self.resident |= {engine_name}
+            self.elsewhere -= {engine_name}
+            return True
+
+    async def _wait_for_room(self, until: float) -> None:
+        self._room.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(min(until, asyncio.get_running_loop().time() + PATIENCE_S)):
+                await self._room.wait()
+                return
+        if until > asyncio.get_running_loop().time():
+            self._traffic.starving(self.url)
+        try:
+            async with asyncio.timeout_at(until):
+                await self._room.wait()
+        except TimeoutError:
+            raise Saturated(
+                f"Engine {self.url} has {len(self.resident)} adapters in use or pinned, and no room for another. "
+                "Start it with a larger --max-loras, or try again.",
+                retry_after_s=2,
+            ) from None
+
+    def _free(self) -> int:
+        if self.client.capacity is None:
+            return 1
+        ours = len((self.resident | self.elsewhere) - self.foreign)
+        return max(1, self.client.capacity - len(self.foreign)) - ours
+
+    def _victim(self) -> str | None:
+        """Whom to put out: what is idle for the longest time and neither pinned, nor about to answer, nor foreign."""
+        kept = self.pinned | self.foreign
+        for name in self._traffic.idle(self.url, self.resident - kept):
+            if not self._guarded(name):
+                return name
+        return None
+
+    async def _demand_proof(self, engine_name: str, base: str) -> None:
+        try:
+            self._proven[engine_name] = await self._prove(self.client, base, engine_name)
+        except ServiceError:
+            self._distrusted.add(engine_name)  # also if it cannot be unloaded now
+            self.resident -= {engine_name}
+            self._changed()  # no request is sent to it from here on
+            with suppress(ServiceError):
+                await self._forget(engine_name)
+            raise
+
+    async def _forget(self, engine_name: str) -> None:
+        try:
+            await self.client.unload(engine_name)
+        except EngineUnreachable as exc:
+            self._lose(exc.message)
+            raise
+        finally:
+            self._moves += 1
+        self.resident -= {engine_name}
+        self.freed()
+
+    def _fail(self, engine_name: str, error: ServiceError) -> None:
         before = self._failures.get(engine_name)
         attempts = before.attempts + 1 if before else 1
         wait = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** (attempts - 1))
-        self._failures[engine_name] = _Failure(reason, attempts, self._clock() + wait)
+        if isinstance(error, NotProven):
+            wait = DISTRUST_S
+        self._failures[engine_name] = _Failure(error.message, attempts, self._clock() + wait)
 
     def _lose(self, reason: str) -> None:
         """An engine that comes back may have been restarted: nothing that it had is taken for granted."""
         self.reachable, self._reason = False, reason
         self.resident = self.foreign = self.elsewhere = frozenset()
         self._claimed.clear()
+        self._proven.clear()
+        self._distrusted.clear()
+        self.client.forget_slots()
+        self.freed()
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:

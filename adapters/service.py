@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -26,12 +26,12 @@ from adapters.served import BaseInfo, described
 from adapters.shelf import Draft, Shelf
 from adapters.store import Wish
 from adapters.store_history import history
+from adapters.swap import Swap
+from adapters.traffic import NoTraffic, Traffic
 from adapters.types import Adapter, Canary, Ceilings, Event, PlacementState, Rules, Version, VersionState
 
 MAX_NOTES = 4096
 OPERATOR = "operator"  # who moved it, where no key says so
-QUIET_POLL_S = 0.25
-QUIET_MAX_S = 3600.0  # no request lives longer: 131,072 tokens at 40 a second
 
 
 async def _nobody() -> None:
@@ -41,8 +41,7 @@ async def _nobody() -> None:
 class AdapterService:
     """One per gateway. `changed` is awaited after every commit that requests must see.
 
-    busy: whether any request is being answered now. Files that are no longer wanted wait for its end: vLLM may have
-    put weights out of memory while a request for them is in its queue, and dies when it cannot read them again (tried).
+    traffic: what of the adapters is in use; the reconciler's own.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class AdapterService:
         clock: Callable[[], float],
         max_lora_rank: int = 16,
         changed: Callable[[], Awaitable[None]] = _nobody,
-        busy: Callable[[], bool] = lambda: False,
+        traffic: Traffic | None = None,
     ) -> None:
         self._db = db
         self._shelf = shelf
@@ -62,8 +61,7 @@ class AdapterService:
         self._clock = clock
         self._max_lora_rank = max_lora_rank
         self._changed = changed
-        self._busy = busy
-        self._discards: set[asyncio.Task[None]] = set()
+        self._swap = Swap(db, shelf, reconciler, traffic or NoTraffic())
         self._intake = asyncio.Lock()  # one folder at a time: it takes a core and the disk
 
     async def recover(self) -> tuple[str, ...]:
@@ -81,9 +79,7 @@ class AdapterService:
 
     async def close(self) -> None:
         """Stop waiting for requests to end; what was not deleted yet is swept at the next start."""
-        for task in self._discards:
-            task.cancel()
-        await asyncio.gather(*self._discards, return_exceptions=True)
+        await self._swap.close()
 
     async def check(self, source: Path) -> Checked:
         """Would this folder be accepted? Writes nothing. AdapterRejected."""
@@ -125,7 +121,7 @@ class AdapterService:
         await self._changed()
         if promote:
             return await self.promote(name, version.version, by=by)
-        await self._reconciler.load_everywhere(version.engine_name)
+        await self._reconciler.load_on(version.engine_name)
         return await self.show(name)
 
     async def list(self, *, after: str | None = None, limit: int = 100) -> tuple[tuple[Adapter, ...], bool]:
@@ -168,19 +164,17 @@ class AdapterService:
         if not 0 < percent <= 100:
             raise InvalidRequest("`percent` is above 0 and at most 100; 100 is what promote does.", param="percent")
         found = await self._one(name, version)
-        await self._load(found, f"{name} still answers as before.")
         at = self._clock()
         given = Canary(found.version, percent, at, rules or Rules())
-        await self._db.write(lambda conn: store.set_canary(conn, name, given, at, by=by, why=why))
-        await self._moved()
-        return await self.show(name)
+        return await self._move(found, lambda conn: store.set_canary(conn, name, given, at, by=by, why=why))
 
     async def end_canary(self, name: str, *, by: str = OPERATOR, why: str = "", only: str | None = None) -> bool:
         """Answer all callers of `name` with the live version; False where no canary, or another than `only`, runs."""
         at = self._clock()
+        before = await self._db.read(lambda conn: store.find(conn, name))
         ended = await self._db.write(lambda conn: store.end_canary(conn, name, at, by=by, why=why, only=only))
         if ended:
-            await self._moved()
+            await self._moved(before)
         return ended
 
     async def limit(self, name: str, ceilings: Ceilings) -> Adapter:
@@ -192,9 +186,24 @@ class AdapterService:
     async def load(self, name: str, version: str | None = None) -> Adapter:
         """Keep `version` (None: the live one) loaded on every engine; NotFound, Conflict, EngineError."""
         found = await self._one(name, version)
-        await self._db.write(lambda conn: store.set_wish(conn, found, Wish.LOADED))
+        await self._pin(found)
         await self._load(found, "It stays wanted and is tried again.")
         return await self.show(name)
+
+    async def _pin(self, version: Version) -> None:
+        """At most all slots but one: what is not pinned must be able to answer."""
+        held = [view.capacity for view in self._reconciler.residency.values() if view.capacity is not None]
+
+        def pin(conn: sa.Connection) -> None:
+            others = store.pinned(conn) - {version.engine_name}
+            if held and len(others) + 1 > min(held) - 1:
+                raise Conflict(
+                    f"{len(others)} adapters are pinned, and the smallest engine holds {min(held)}: one place must "
+                    "stay for all others. Unload a pinned one, or start the engines with a larger --max-loras."
+                )
+            store.set_wish(conn, version, Wish.LOADED)
+
+        await self._db.write(pin)
 
     async def unload(self, name: str, version: str) -> Adapter:
         """Free `version` in every engine until it is asked for again; NotFound, Conflict where it is live."""
@@ -215,37 +224,8 @@ class AdapterService:
         await self._changed()
         names = [each.engine_name for each in gone]
         still = await self._db.read(lambda conn: store.known(conn, names))  # a:b and a-b share equal weights
-        unwanted = sorted(set(names) - still)
-        for each in unwanted:
-            await self._reconciler.unload_everywhere(each)
-        await self._discard(unwanted)
+        await self._swap.discard(frozenset(names) - still)
         return gone
-
-    async def _discard(self, engine_names: Sequence[str]) -> None:
-        """Delete the files of what no row names: now, or in the background once no request can want them."""
-        if not self._busy():
-            await self._delete(engine_names)
-            return
-        task = asyncio.create_task(self._discard_later(engine_names), name="discard")
-        self._discards.add(task)
-        task.add_done_callback(self._discards.discard)
-
-    async def _discard_later(self, engine_names: Sequence[str]) -> None:
-        for _ in range(int(QUIET_MAX_S / QUIET_POLL_S)):
-            if not self._busy():
-                break
-            await asyncio.sleep(QUIET_POLL_S)
-        with suppress(ServiceError):  # swept at the next start
-            known = await self._db.read(lambda conn: store.known(conn, engine_names))
-            for each in sorted(set(engine_names) - known):
-                # Again: a request of before may have had it loaded, and what it left has reached the engine by then.
-                await self._reconciler.unload_everywhere(each)
-            await self._delete(engine_names)
-
-    async def _delete(self, engine_names: Sequence[str]) -> None:
-        is_known = self._asks(lambda conn, name: name in store.known(conn, [name]))
-        for each in engine_names:
-            await asyncio.to_thread(self._shelf.remove, each, is_known)
 
     def _asks(self, question: Callable[[sa.Connection, str], bool]) -> Callable[[str], bool]:
         """The registry's answer for a thread that holds the lock of a folder."""
@@ -272,22 +252,32 @@ class AdapterService:
         except ServiceError:
             draft.close()
             with suppress(ServiceError):  # swept at the next start
-                await self._discard([version.engine_name])
+                await self._swap.discard([version.engine_name])
             raise
 
     async def _point(self, name: str, version: str, what: str, by: str, why: str) -> Adapter:
         found = await self._one(name, version)
-        await self._load(found, f"{name} still answers as before.")
         at = self._clock()
-        await self._db.write(lambda conn: store.point(conn, name, version, at, what, by=by, why=why))
-        await self._moved()
-        return await self.show(name)
+        return await self._move(found, lambda conn: store.point(conn, name, version, at, what, by=by, why=why))
 
-    async def _moved(self) -> None:
+    async def _move(self, to: Version, flip: Callable[[sa.Connection], object]) -> Adapter:
+        """Load and prove it, flip in one transaction, and retire what has no part any more."""
+        before = await self._db.read(lambda conn: store.find(conn, to.name))
+        live = next((each.engine_name for each in before.versions if each.version == before.live), None)
+        with self._reconciler.guarding(to.engine_name):
+            await self._load(to, f"{to.name} still answers as before.", like=live)
+            await self._db.write(flip)
+            await self._moved(before)
+        return await self.show(to.name)
+
+    async def _moved(self, before: Adapter) -> None:
         await self._changed()
         self._reconciler.wake()
+        parts = (VersionState.LIVE, VersionState.CANARY, VersionState.PREVIOUS)
+        names = [each.engine_name for each in before.versions if each.state in parts]
+        self._swap.retire(await self._db.read(lambda conn: store.without_part(conn, names)))
 
-    async def _load(self, version: Version, then: str) -> None:
+    async def _load(self, version: Version, then: str, like: str | None = None) -> None:
         if version.state is VersionState.DAMAGED:
             raise Conflict(f"The files of {version.name}@{version.version} are gone. Register the same folder again.")
         base = self._reconciler.base
@@ -296,7 +286,7 @@ class AdapterService:
                 f"{version.name}@{version.version} was made for {version.base}, and {base.id} is served. "
                 "Serve that base, or register an adapter made for this one."
             )
-        _raise_first(await self._reconciler.load_everywhere(version.engine_name), then)
+        await self._swap.bring(version.engine_name, like, then)
 
     async def _one(self, name: str, version: str | None) -> Version:
         if version is None:
@@ -346,7 +336,7 @@ class AdapterService:
         return replace(version, replicas=tuple(placements))
 
 
-def _raise_first(outcomes: Mapping[str, str], then: str) -> None:
-    for reason in outcomes.values():
-        if reason:
-            raise EngineError(f"{reason} {then}")
+def _raise_first(outcomes: Mapping[str, ServiceError | None], then: str) -> None:
+    for error in outcomes.values():
+        if error is not None:
+            raise EngineError(f"{error.message} {then}")

@@ -202,8 +202,14 @@ def proof(conn: sa.Connection, engine_name: str) -> str | None:
 
 
 def set_proof(conn: sa.Connection, engine_name: str, text: str) -> None:
-    """Remember it for the engines that come later; requests do not see it, so no bump."""
-    conn.execute(sa.update(versions).where(versions.c.engine_name == engine_name).values(proof=text))
+    """Remember the first one for the engines that come later; requests do not see it, so no bump."""
+    mine = (versions.c.engine_name == engine_name) & versions.c.proof.is_(None)
+    conn.execute(sa.update(versions).where(mine).values(proof=text))
+
+
+def with_proof(conn: sa.Connection, engine_names: Collection[str]) -> frozenset[str]:
+    """Which of `engine_names` have a proof that an engine can be held to."""
+    return _chunked(conn, versions, engine_names, versions.c.proof.is_not(None))
 
 
 def lineage(conn: sa.Connection, engine_name: str) -> str | None:
@@ -307,6 +313,19 @@ def wanted(conn: sa.Connection, limit: int) -> tuple[WantedVersion, ...]:
 def pinned(conn: sa.Connection) -> frozenset[str]:
     """Engine names that operators asked to keep loaded."""
     return frozenset(conn.execute(sa.select(versions.c.engine_name).where(versions.c.wish == Wish.LOADED)).scalars())
+
+
+def without_part(conn: sa.Connection, engine_names: Collection[str]) -> frozenset[str]:
+    """Which of `engine_names` the registry holds for nothing: neither live, canary, previous nor pinned."""
+    part = (
+        (versions.c.version == adapters.c.live)
+        | (versions.c.version == adapters.c.previous)
+        | (versions.c.version == adapters.c.canary)
+        | (versions.c.wish == Wish.LOADED)
+    )
+    mine = versions.c.engine_name.in_(list(engine_names))
+    query = sa.select(versions.c.engine_name).join(adapters, adapters.c.name == versions.c.name).where(mine, part)
+    return frozenset(engine_names) - frozenset(conn.execute(query).scalars())
 
 
 def known(conn: sa.Connection, engine_names: Collection[str] | None = None) -> frozenset[str]:

@@ -161,6 +161,10 @@ class ReplicaView:
     loading: frozenset[str] = frozenset()
     failed: Mapping[str, str] = field(default_factory=dict)  # engine name → reason
     foreign: frozenset[str] = frozenset()  # resident, but not in the registry
+    slots: int | None = None  # adapters it computes with at once; None: it does not say
+    capacity: int | None = None  # adapters it holds; None: no bound is known
+    pinned: frozenset[str] = frozenset()
+    evictions: int = 0  # adapters put out for others since the gateway began
 
     @property
     def reachable(self) -> bool:

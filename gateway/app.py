@@ -17,12 +17,16 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from adapters.arrivals import Arrivals
 from adapters.db import Database
 from adapters.engine import EngineClient
 from adapters.http import open_http
+from adapters.proving import Prover
 from adapters.reconcile import Reconciler
+from adapters.replica import trusting
 from adapters.service import AdapterService
 from adapters.shelf import Shelf
+from adapters.traffic import Traffic
 from gateway.admin.app import AdminServices, create_admin, create_metrics
 from gateway.canary import Canaries
 from gateway.health import Health
@@ -75,12 +79,7 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
         recorder = UsageRecorder(db, clock=wall, flush_s=settings.usage.flush_s, max_pending=settings.usage.max_pending)
         await stack.enter_async_context(recorder)
 
-        trust = ssl.create_default_context() if any(e.url.startswith("https:") for e in settings.engines) else None
-        fleet = _open_fleet(settings, trust, loop, stack)
-        http = await stack.enter_async_context(open_http(trust))
-        loader = Loader(fleet, metrics, clock)
-        stack.push_async_callback(loader.close)
-        reconciler = Reconciler(db, _engine_clients(settings, http), clock=clock, on_change=loader.on_change)
+        fleet, loader, reconciler = await _open_engines(settings, db, metrics, clock, loop, stack)
         refresh = _Later()
         keys = await KeyService.open(db, settings.data_dir, clock=wall, random_bytes=os.urandom, changed=refresh.now)
         proxy = Proxy(
@@ -97,7 +96,7 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
             _request_ids(),
         )
 
-        adapters = _open_adapters(settings, db, reconciler, refresh.now, proxy, stack)
+        adapters = _open_adapters(settings, db, reconciler, refresh.now, loader, stack)
         canaries = Canaries(adapters, metrics, clock)
         proxy.observe = canaries.observe
 
@@ -113,7 +112,12 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
         await _restore_budgets(proxy, recorder, wall)
 
         prober = Prober(fleet, settings.health, base=loader.base_of, found=reconciler.wake, clock=clock, loop=loop)
-        loader.attach(reconciler, base_changed=refresher.refresh, opened=prober.look)
+        loader.attach(
+            reconciler,
+            base_changed=refresher.refresh,
+            opened=prober.look,
+            queued=proxy.admission.has_queue,
+        )
         reconciler.start()
         stack.push_async_callback(reconciler.close)
         await stack.enter_async_context(prober)
@@ -121,31 +125,50 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
         states = engine_states or list
         health = Health(proxy, lambda: refresher.trouble, states)
         status = Status(settings, proxy, health, adapters, recorder, wall, states)
-        _connect_gauges(metrics, proxy, status)
-        services = AdminServices(
-            keys=keys,
-            adapters=adapters,
-            canary_figures=canaries.figures,
-            usage=UsageService(db, recorder),
-            live_keys=lambda: proxy.snapshot.keys,
-            status=status.document,
-            ready=health.ready,
-            metrics=metrics.render,
-            clock=wall,
-            new_id=lambda: proxy.new_request_id().decode(),
-        )
-        yield Gateway(
-            settings=settings,
-            proxy=proxy,
-            routes=Routes(proxy),
-            health=health,
-            keys=keys,
-            adapters=adapters,
-            metrics=metrics,
-            public_app=create_public(proxy, health),
-            admin_app=create_admin(services),
-            metrics_app=create_metrics(metrics.render, services.new_id),
-        )
+        _connect_gauges(metrics, proxy, status, reconciler)
+        usage = UsageService(db, recorder)
+        arrivals = Arrivals(settings.adapter_store, clock=wall)
+        stack.push_async_callback(arrivals.close)
+        yield _behind_doors(settings, proxy, health, status, keys, adapters, arrivals, canaries, usage, wall)
+
+
+def _behind_doors(
+    settings: Settings,
+    proxy: Proxy,
+    health: Health,
+    status: Status,
+    keys: KeyService,
+    adapters: AdapterService,
+    arrivals: Arrivals,
+    canaries: Canaries,
+    usage: UsageService,
+    wall: Callable[[], float],
+) -> Gateway:
+    services = AdminServices(
+        keys=keys,
+        adapters=adapters,
+        arrivals=arrivals,
+        canary_figures=canaries.figures,
+        usage=usage,
+        live_keys=lambda: proxy.snapshot.keys,
+        status=status.document,
+        ready=health.ready,
+        metrics=proxy.metrics.render,
+        clock=wall,
+        new_id=lambda: proxy.new_request_id().decode(),
+    )
+    return Gateway(
+        settings=settings,
+        proxy=proxy,
+        routes=Routes(proxy),
+        health=health,
+        keys=keys,
+        adapters=adapters,
+        metrics=proxy.metrics,
+        public_app=create_public(proxy, health),
+        admin_app=create_admin(services),
+        metrics_app=create_metrics(proxy.metrics.render, services.new_id),
+    )
 
 
 async def _open_database(settings: Settings, stack: AsyncExitStack) -> Database:
@@ -154,6 +177,32 @@ async def _open_database(settings: Settings, stack: AsyncExitStack) -> Database:
     stack.callback(db.close)
     db.migrate()
     return db
+
+
+async def _open_engines(
+    settings: Settings,
+    db: Database,
+    metrics: Metrics,
+    clock: Callable[[], float],
+    loop: asyncio.AbstractEventLoop,
+    stack: AsyncExitStack,
+) -> tuple[Fleet, Loader, Reconciler]:
+    """The engines as requests see them, as the registry sees them, and what is between the two."""
+    trust = ssl.create_default_context() if any(e.url.startswith("https:") for e in settings.engines) else None
+    fleet = _open_fleet(settings, trust, loop, stack)
+    http = await stack.enter_async_context(open_http(trust))
+    given = settings.adapters
+    loader = Loader(fleet, metrics, clock, timeout_s=given.load_timeout_s, max_waiting=given.max_waiting)
+    stack.push_async_callback(loader.close)
+    reconciler = Reconciler(
+        db,
+        _engine_clients(settings, http),
+        clock=clock,
+        on_change=loader.on_change,
+        traffic=loader,
+        prove=Prover(db) if given.proof else trusting,
+    )
+    return fleet, loader, reconciler
 
 
 def _open_fleet(
@@ -182,7 +231,7 @@ def _open_adapters(
     db: Database,
     reconciler: Reconciler,
     changed: Callable[[], Awaitable[None]],
-    proxy: Proxy,
+    traffic: Traffic,
     stack: AsyncExitStack,
 ) -> AdapterService:
     adapters = AdapterService(
@@ -192,7 +241,7 @@ def _open_adapters(
         clock=time.time,
         max_lora_rank=settings.adapters.max_lora_rank,
         changed=changed,
-        busy=lambda: proxy.admission.in_flight > 0,
+        traffic=traffic,
     )
     stack.push_async_callback(adapters.close)
     return adapters
@@ -210,6 +259,8 @@ def _engine_clients(settings: Settings, http: Any) -> list[EngineClient]:
             engine.api_key.get_secret_value() if engine.api_key is not None else None,
             engine.adapter_dir or settings.adapter_store,
             http,
+            slots=engine.max_loras,
+            held=engine.max_cpu_loras,
         )
         for engine in settings.engines
     ]
@@ -229,7 +280,8 @@ async def _restore_budgets(proxy: Proxy, recorder: UsageRecorder, wall: Callable
             proxy.ledger.restore("model", name, limits, totals.models[name], now, today)
 
 
-def _connect_gauges(metrics: Metrics, proxy: Proxy, status: Status) -> None:
+def _connect_gauges(metrics: Metrics, proxy: Proxy, status: Status, reconciler: Reconciler) -> None:
+    metrics.evictions = lambda: [(url, view.evictions) for url, view in reconciler.residency.items()]
     metrics.in_flight = lambda: proxy.admission.in_flight
     metrics.replica_up = lambda: [(r.url, r.state.value == "ready") for r in proxy.fleet.replicas]
     metrics.adapters = status.adapter_counts

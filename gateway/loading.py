@@ -1,41 +1,57 @@
 """What the reconciler sees of the engines, told to the data plane; what the data plane misses, asked of the reconciler.
 
-The only bridge between adapters' view of replicas and routing's. Must not know requests.
+The only bridge between adapters' view of replicas and routing's, in both directions: it is also the `Traffic` that the
+room below may ask about. Must not know requests.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any
 
-from adapters.errors import ServiceError
+from adapters import placement
+from adapters.errors import Saturated, ServiceError
+from adapters.placement import Plan
 from adapters.reconcile import Reconciler
 from adapters.types import ReplicaState as Seen
+from adapters.types import ReplicaView
 from gateway.errors import ModelLoading
 from gateway.metrics import Metrics
-from gateway.v1.routing import Fleet, Replica, ReplicaState
+from gateway.v1.routing import NO_BOUND, Fleet, Replica, ReplicaState
 from gateway.v1.snapshot import Target
 
 log = logging.getLogger("loragate.loading")
 
-LOAD_TIMEOUT_S = 30.0  # how long a request waits for its adapter before 503 model_loading
-
 
 class Loader:
-    """Made before the reconciler that reports to it; `attach` brings them together."""
+    """Made before the reconciler that reports to it; `attach` brings them together.
 
-    def __init__(self, fleet: Fleet, metrics: Metrics, clock: Callable[[], float]) -> None:
+    timeout_s: how long a request waits for its adapter before 503 model_loading. max_waiting: how many requests may
+    wait for one adapter at once.
+    """
+
+    def __init__(
+        self, fleet: Fleet, metrics: Metrics, clock: Callable[[], float], *, timeout_s: float, max_waiting: int
+    ) -> None:
         self._fleet = fleet
         self._metrics = metrics
         self._clock = clock
+        self._timeout_s = timeout_s
+        self._max_waiting = max_waiting
         self._reconciler: Reconciler | None = None
         self._base_changed: Callable[[], Coroutine[Any, Any, None]] | None = None
         self._opened: Callable[[], None] | None = None
+        self._queued: Callable[[], bool] = lambda: False
         self._seen: dict[str, Seen] = {}
         self._base: str | None = None
         self._running: set[asyncio.Task[None]] = set()
+        self._loads: dict[str, asyncio.Task[None]] = {}  # engine name → the one search for a replica that takes it
+        self._waiting: dict[str, int] = {}  # engine name → requests that wait for that
+        self._changed = asyncio.Event()  # something became idle or resident
+        self.plan: Plan = placement.EMPTY  # set by whoever follows demand
+        fleet.freed = self._freed
 
     def attach(
         self,
@@ -43,14 +59,17 @@ class Loader:
         *,
         base_changed: Callable[[], Coroutine[Any, Any, None]],
         opened: Callable[[], None],
+        queued: Callable[[], bool] = lambda: False,
     ) -> None:
         """From now on `on_change` means something.
 
         base_changed: awaited when the pool serves another base. opened: called when an engine can be asked again.
+        queued: whether requests wait that no replica knows of yet.
         """
         self._reconciler = reconciler
         self._base_changed = base_changed
         self._opened = opened
+        self._queued = queued
 
     async def close(self) -> None:
         for task in self._running:
@@ -76,13 +95,14 @@ class Loader:
             view = self._reconciler.residency[replica.url]
             before, self._seen[replica.url] = self._seen.get(replica.url), view.state
             opened = opened or (view.state is Seen.READY and before is not Seen.READY)
-            replica.resident = view.resident
+            _copy(view, replica)
             if view.state is Seen.REFUSED:
                 replica.state, replica.reason = ReplicaState.REFUSED, view.reason
             elif view.state is Seen.UNREACHABLE:
                 self._fleet.probed(replica, view.reason or "the engine does not answer", self._clock())
             elif replica.state is ReplicaState.REFUSED:
                 replica.state, replica.reason = ReplicaState.STARTING, "it serves the right base again"
+        self._changed.set()
         base = self.base_id()
         if base != self._base and self._base_changed is not None:
             self._base = base  # the first base: its models appear at once
@@ -90,12 +110,73 @@ class Loader:
         if opened and self._opened is not None:
             self._opened()
 
-    def ensure(self, target: Target) -> asyncio.Future[None]:
-        """Have `target` loaded on the least busy ready replica that takes it; all who ask at once share one load.
+    # What the room below asks ----------------------------------------------------------------------------
 
-        ModelLoading.
-        """
-        return self._start(self._ensure(target))
+    def idle(self, url: str, names: Collection[str]) -> Sequence[str]:
+        """Those of `names` that are not in flight at `url`: first what belongs elsewhere, then the longest unused."""
+        replica = self._replica(url)
+        rest = [name for name in names if name not in replica.busy]
+        last = {name: number for number, name in enumerate(replica.used)}
+        fresh = len(last)  # loaded and not asked for yet: the youngest
+        return sorted(rest, key=lambda name: (url in self.plan.homes.get(name, ()), last.get(name, fresh), name))
+
+    def starving(self, url: str) -> None:
+        """Let the adapter with the least to do at `url` run dry; requests for it go elsewhere or wait their turn."""
+        replica = self._replica(url)
+        kept = self._reconciler.residency[url].pinned if self._reconciler is not None else frozenset()
+        busy = [name for name in replica.busy if name not in kept]
+        if busy and not replica.draining:
+            replica.draining = min(busy, key=lambda name: (replica.busy[name], name))
+
+    def fed(self, url: str) -> None:
+        self._replica(url).draining = ""
+        self._changed.set()
+
+    def in_use(self, engine_name: str) -> bool:
+        """Whether a request that was admitted may still want these weights."""
+        return (
+            engine_name in self._waiting
+            or any(engine_name in replica.busy for replica in self._fleet.replicas)
+            or self._queued()
+        )
+
+    def homes(self, engine_name: str, urls: Sequence[str]) -> Sequence[str]:
+        return placement.home(self.plan, engine_name, tuple(urls))
+
+    # What a request asks ---------------------------------------------------------------------------------
+
+    def ensure(self, target: Target) -> asyncio.Future[None]:
+        """Done once a replica may be sent `target`; all who ask at once share one load. ModelLoading."""
+        name = target.engine_name
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.get(name, 0)
+        self._metrics.adapter_misses += 1
+        if waiting >= self._max_waiting:
+            future.set_exception(_loading(target, 5))
+            return future
+        task = self._loads.get(name)
+        if task is None:
+            task = self._loads[name] = self._start(self._ensure(target))
+            task.add_done_callback(lambda _: self._loads.pop(name, None))
+        self._waiting[name] = waiting + 1
+        task.add_done_callback(lambda task: self._tell(task, name, future))
+        return future
+
+    def _tell(self, task: asyncio.Task[None], name: str, future: asyncio.Future[None]) -> None:
+        self._waiting[name] -= 1
+        if not self._waiting[name]:
+            del self._waiting[name]
+        if future.done():
+            return
+        if task.cancelled():
+            future.cancel()
+            return
+        error = task.exception()
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+            future.exception()  # a caller that left must not make it a warning
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -109,32 +190,82 @@ class Loader:
             task.exception()  # whoever waited has it; a caller that left must not make it a warning
 
     async def _ensure(self, target: Target) -> None:
-        ready = [r for r in self._fleet.replicas if r.state is ReplicaState.READY]
-        started, wait_s = self._clock(), 5
+        """Until some replica may be sent `target`: first where it belongs, of those that have room."""
+        started, until = self._clock(), asyncio.get_running_loop().time() + self._timeout_s
+        wait_s = 5
         try:
-            async with asyncio.timeout(LOAD_TIMEOUT_S):
-                for replica in sorted(ready, key=lambda r: r.outstanding):
-                    wait_s = await self._load(target, replica)
+            async with asyncio.timeout_at(until):
+                while self._fleet.pick(target) is None:
+                    self._changed.clear()
+                    wait_s = await self._bring(target, until)
                     if not wait_s:
                         self._metrics.adapter_load_seconds.observe(self._clock() - started)
-                        return
+                    elif wait_s > 0:
+                        break
+                    elif self._fleet.pick(target) is None:
+                        await self._changed.wait()
+                else:
+                    return
         except TimeoutError:
             pass
-        raise _loading(target, wait_s)
+        raise _loading(target, wait_s if wait_s > 0 else 2)
 
-    async def _load(self, target: Target, replica: Replica) -> int:
-        """0 once `replica` has it, else the seconds until it is worth asking again."""
+    async def _bring(self, target: Target, until: float) -> int:
+        """0 once a replica has it; seconds until it is worth asking again where none takes it; -1: wait for news."""
+        reconciler, name = self._reconciler, target.engine_name
+        ready = {r.url: r for r in self._fleet.replicas if r.state is ReplicaState.READY}
+        if reconciler is None or not ready:
+            return 5
+        order = [url for url in self.homes(name, tuple(ready)) if name not in ready[url].resident]
+        if not order:
+            return -1  # it is where it should be, and may not be sent there now
+        wait_s = 0
+        by_room = sorted(order, key=reconciler.room)
+        for url in by_room:
+            wait_s = await self._load(target, ready[url], 0.0)
+            if not wait_s:
+                return 0
+        if wait_s > 0:
+            return wait_s
+        left = until - asyncio.get_running_loop().time()
+        wait_s = await self._load(target, ready[by_room[0]], max(0.1, left))
+        return wait_s if wait_s >= 0 else 2
+
+    async def _load(self, target: Target, replica: Replica, wait_s: float) -> int:
+        """0 once `replica` has it, else the seconds until it is worth asking again; -1: there is no room."""
         if self._reconciler is None:
             return 5
-        if target.engine_name in self._reconciler.residency[replica.url].resident - replica.resident:
-            self._reconciler.lost(target.engine_name, replica.url)
+        name = target.engine_name
+        if name in self._reconciler.residency[replica.url].resident - replica.resident:
+            self._reconciler.lost(name, replica.url)
         try:
-            await self._reconciler.ensure(target.engine_name, replica.url)
+            await self._reconciler.ensure(name, replica.url, wait_s=wait_s)
+        except Saturated:
+            return -1
         except ServiceError as error:
-            log.warning("%s could not be loaded on %s: %s", target.engine_name, replica.url, error.message)
+            log.warning("%s could not be loaded on %s: %s", name, replica.url, error.message)
             return error.retry_after_s or 5
-        replica.resident |= {target.engine_name}
+        replica.resident |= {name}
         return 0
+
+    def _freed(self, replica: Replica) -> None:
+        """A name became idle: called on every such occasion, so it does nothing unless somebody waits."""
+        if self._waiting or replica.draining:
+            self._changed.set()
+            if self._reconciler is not None:
+                self._reconciler.freed(replica.url)
+
+    def _replica(self, url: str) -> Replica:
+        return next(replica for replica in self._fleet.replicas if replica.url == url)
+
+
+def _copy(view: ReplicaView, replica: Replica) -> None:
+    replica.resident = view.resident
+    replica.slots = view.slots or NO_BOUND
+    if replica.draining not in view.resident:
+        replica.draining = ""
+    for name in [name for name in replica.used if name not in view.resident]:
+        del replica.used[name]
 
 
 def _loading(target: Target, retry_after_s: int) -> ModelLoading:

@@ -147,6 +147,8 @@ class Metrics:
         self.upstream_errors: dict[Labels, int] = {}
         self.canaries = CanaryCounts()
         self.client_closed = 0
+        self.adapter_misses = 0
+        self.evictions: Callable[[], Iterable[tuple[str, int]]] = lambda: ()
         self.in_flight: Callable[[], int] = lambda: 0
         self.replica_up: Callable[[], Iterable[tuple[str, bool]]] = lambda: ()
         self.adapters: Callable[[], Mapping[str, int]] = dict
@@ -174,6 +176,15 @@ class Metrics:
             "loragate_stream_terminated", "Streams that did not end well.", ("reason",), self.stream_terminated
         )
         yield _counter("loragate_upstream_errors", "Engine faults.", ("replica", "kind"), self.upstream_errors)
+        yield CounterMetricFamily(
+            "loragate_adapter_misses", "Requests that waited for their adapter.", value=self.adapter_misses
+        )
+        evictions = CounterMetricFamily(
+            "loragate_adapter_evictions", "Adapters put out of an engine for others.", labels=("replica",)
+        )
+        for url, count in self.evictions():
+            evictions.add_metric((url,), count)
+        yield evictions
         yield CounterMetricFamily("loragate_client_closed", "Callers that left early.", value=self.client_closed)
         yield GaugeMetricFamily("loragate_in_flight", "Inference requests being answered.", value=self.in_flight())
         up = GaugeMetricFamily("loragate_replica_up", "1 while the replica is ready.", labels=("replica",))

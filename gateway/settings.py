@@ -49,6 +49,8 @@ class Engine(Section):
     url: str
     api_key: SecretStr | None = None
     adapter_dir: Path | None = None  # the adapter store as that engine sees it; None: same path as ours
+    max_loras: int | None = Field(default=None, ge=1)  # its flag of that name; None: it is asked
+    max_cpu_loras: int | None = Field(default=None, ge=1)  # its flag of that name; None: as many as max_loras
 
     @field_validator("url")
     @classmethod
@@ -89,6 +91,9 @@ class Upstream(Section):
 
 class Adapters(Section):
     max_lora_rank: int = Field(default=16, ge=1)  # the engines' --max-lora-rank: their API does not tell it
+    load_timeout_s: float = 30.0  # how long a request waits for its adapter before 503 model_loading
+    max_waiting: int = Field(default=256, ge=1)  # requests that may wait for one adapter at once
+    proof: bool = True  # ask every engine to show that it answers with what it loaded
 
 
 class Admission(Section):

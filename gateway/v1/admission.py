@@ -53,6 +53,9 @@ class Admission:
         self._queue.append(ticket)
         return ticket
 
+    def has_queue(self) -> bool:
+        return len(self._queue) > 0
+
     def leave(self) -> None:
         """Give the place back; the next in the queue gets it."""
         while self._queue:

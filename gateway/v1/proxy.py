@@ -187,7 +187,7 @@ class Proxy:
             error = self._verdict(x, work, replica)
             if error is None:
                 return
-            replica.outstanding -= 1
+            self.fleet.give_back(replica, target)
             work.replica = None
             again = tried is None and (isinstance(error, ModelLoading) or self.fleet.pick(target, replica) is not None)
             if not again or not isinstance(error, (ModelLoading, _Elsewhere)):
@@ -209,7 +209,7 @@ class Proxy:
 
     def _send(self, x: Exchange, work: Work, replica: Replica, body: bytes, stream: bool) -> None:
         x.stream, work.replica = stream, replica
-        replica.outstanding += 1
+        self.fleet.take(replica, _target(work))
         begins_late = x.dialect.generates and not stream
         x.call = replica.upstream.post(x.dialect.path, body, x, x.request_id.decode(), begins_late)
         if not work.sent:
@@ -348,7 +348,7 @@ class Proxy:
         if x.call is not None and not x.ended and x.fault is None:
             x.let_go(x.call)
         if work.replica is not None:
-            work.replica.outstanding -= 1
+            self.fleet.give_back(work.replica, _target(work))
         if work.in_flight:
             self.admission.leave()
         metrics, key, target = self.metrics, work.key, work.target

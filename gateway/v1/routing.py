@@ -1,13 +1,14 @@
 """Which weights a name means, and which replica answers: the least busy one that has them.
 
-Owns what requests teach about replicas (outstanding, failures, ejection). What probes and the reconciler
+Owns what requests teach about replicas (outstanding, failures, ejection) and what adapters are in flight where: never
+more at once than an engine has slots. What probes and the reconciler
 learn is written here from outside. Must not know sockets, bodies or limits.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 from gateway.errors import ModelNotFound
@@ -16,6 +17,8 @@ from gateway.v1.snapshot import Key, Snapshot, Target
 from gateway.v1.upstream import Upstream
 
 log = logging.getLogger("loragate.routing")
+
+NO_BOUND = 2**31
 
 
 class ReplicaState(StrEnum):
@@ -30,7 +33,8 @@ class Replica:
     """One engine as the data plane sees it."""
 
     __slots__ = (
-        "ejected_until", "ejections", "failures", "outstanding", "reason", "resident", "state", "upstream", "url",
+        "busy", "draining", "ejected_until", "ejections", "failures", "outstanding", "reason", "resident", "slots",
+        "state", "upstream", "url", "used",
     )  # fmt: skip
 
     def __init__(self, url: str, upstream: Upstream) -> None:
@@ -39,13 +43,21 @@ class Replica:
         self.state = ReplicaState.STARTING
         self.reason = "the engine has not answered yet"
         self.resident: frozenset[str] = frozenset()  # engine names it has loaded
+        self.slots = NO_BOUND  # adapters that it computes with at once
+        self.busy: dict[str, int] = {}  # engine name → requests in flight; at most `slots` names
+        self.used: dict[str, None] = {}  # engine names that were busy, in the order in which they became idle
+        self.draining = ""  # gets no new requests: others starve for its slot
         self.outstanding = 0
         self.failures = 0  # in a row
         self.ejections = 0  # in a row
         self.ejected_until = 0.0
 
     def has(self, target: Target) -> bool:
-        return target.version is None or target.engine_name in self.resident
+        """Whether a request for `target` may be sent now."""
+        name = target.engine_name
+        if target.version is None:
+            return True
+        return name in self.resident and name != self.draining and (name in self.busy or len(self.busy) < self.slots)
 
 
 class Fleet:
@@ -55,6 +67,8 @@ class Fleet:
         self.replicas = tuple(replicas)
         self._health = health
         self._turn = 0  # equal replicas take turns
+        self.asked: dict[str, int] = {}  # engine name → requests sent, taken away by whoever measures demand
+        self.freed: Callable[[Replica], None] | None = None  # told of every name that becomes idle
 
     def pick(self, target: Target, not_this: Replica | None = None) -> Replica | None:
         """The ready replica with the fewest requests outstanding that has `target` loaded; None if there is none."""
@@ -72,6 +86,30 @@ class Fleet:
             ):
                 best = replica
         return best
+
+    def take(self, replica: Replica, target: Target) -> None:
+        """A request for `target` goes to `replica`."""
+        replica.outstanding += 1
+        if target.version is not None:
+            name = target.engine_name
+            replica.busy[name] = replica.busy.get(name, 0) + 1
+            self.asked[name] = self.asked.get(name, 0) + 1
+
+    def give_back(self, replica: Replica, target: Target) -> None:
+        """It has ended there, in whatever way."""
+        replica.outstanding -= 1
+        if target.version is None:
+            return
+        name = target.engine_name
+        left = replica.busy[name] - 1
+        if left:
+            replica.busy[name] = left
+            return
+        del replica.busy[name]
+        replica.used.pop(name, None)
+        replica.used[name] = None  # vLLM's own order: by the end of the last request (tried)
+        if self.freed is not None:
+            self.freed(replica)
 
     def any_ready(self) -> bool:
         return any(replica.state is ReplicaState.READY for replica in self.replicas)

@@ -16,6 +16,7 @@ from adapters.db import Database
 from adapters.errors import AdapterRejected, Conflict, EngineError, InvalidName, NotFound, RegistryBusy
 from adapters.service import AdapterService
 from adapters.store_history import events
+from adapters.traffic import NoTraffic
 from adapters.types import Adapter, PlacementState, VersionState
 from tests import databases
 from tests.adapters.conftest import Clock, Rig, rigged
@@ -191,9 +192,13 @@ async def test_what_is_registered_again_while_it_is_removed_keeps_its_files(rig:
 
 async def test_files_stay_while_a_request_may_still_want_them(rig: Rig, first: Path, second: Path) -> None:
     answering = ["a request"]
-    service = AdapterService(
-        rig.db, rig.shelf, rig.reconciler, clock=rig.clock, changed=rig.service._changed, busy=lambda: bool(answering)
-    )
+
+    class Answering(NoTraffic):
+        def in_use(self, engine_name: str) -> bool:
+            return bool(answering)
+
+    changed = rig.service._changed
+    service = AdapterService(rig.db, rig.shelf, rig.reconciler, clock=rig.clock, changed=changed, traffic=Answering())
     one = (await service.register(first, "a")).versions[0]
     two = (await service.register(second, "b")).versions[0]
     await service.remove("a")
@@ -202,7 +207,7 @@ async def test_files_stay_while_a_request_may_still_want_them(rig: Rig, first: P
     assert rig.shelf.missing([one.engine_name, two.engine_name]) == frozenset()
     rig.engines[0].loaded[one.engine_name] = "by the request that was waiting"
     answering.clear()
-    await asyncio.gather(*service._discards)
+    await asyncio.gather(*service._swap._tasks)
     assert rig.shelf.missing([one.engine_name, two.engine_name]) == {one.engine_name}
     assert [set(engine.loaded) for engine in rig.engines] == [{two.engine_name}] * 2
     answering.append("another")

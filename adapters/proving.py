@@ -1,0 +1,83 @@
+"""Holds engines to what is known of a version: what other engines said, and what the trainer saw.
+
+Must not know loads: whoever loads asks, and decides what a failure means there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import sqlalchemy as sa
+
+from adapters import store
+from adapters.db import Database
+from adapters.engine import EngineClient
+from adapters.errors import NotProven, ServiceError
+from adapters.proof import Reference, Verdict, decode, encode, prove
+
+_log = logging.getLogger(__name__)
+
+
+class Prover:
+    """One per gateway. Calling it is a replica's `Prove`."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self.warnings: dict[str, str] = {}  # engine name → what its last proof found odd, without failing
+
+    async def __call__(self, client: EngineClient, base: str, engine_name: str) -> bool:
+        """True where `client` answers with the weights, False where they seem to change nothing.
+
+        NotProven, EngineError.
+        """
+        reference, trained = await self._known(engine_name)
+        proof = await prove(client, engine_name, base, reference=reference, trained=trained)
+        self.warnings.pop(engine_name, None)
+        if proof.verdict is Verdict.FAILED:
+            _log.warning("engine %s does not answer with %s: %s", client.url, engine_name, proof.reason)
+            raise NotProven(
+                f"Engine {client.url} loaded {engine_name}, but {proof.reason[:1].lower()}{proof.reason[1:]}"
+            )
+        if proof.reason:
+            self.warnings[engine_name] = proof.reason
+        if proof.verdict is Verdict.PASSED and not reference:
+            await self._keep(engine_name, proof.said)
+        return proof.verdict is not Verdict.NO_EFFECT
+
+    async def _known(self, engine_name: str) -> tuple[Reference, Reference]:
+        """What other engines said, and what the trainer did; nothing where the registry cannot be read now."""
+
+        def read(conn: sa.Connection) -> tuple[str | None, str | None]:
+            return store.proof(conn, engine_name), store.lineage(conn, engine_name)
+
+        try:
+            reference, lineage = await self._db.read(read)
+        except ServiceError:
+            return (), ()
+        return _decoded(reference, engine_name), _decoded(_trained(lineage), engine_name)
+
+    async def _keep(self, engine_name: str, said: Reference) -> None:
+        try:
+            await self._db.write(lambda conn: store.set_proof(conn, engine_name, encode(said)))
+        except ServiceError as exc:  # the next engine's proof is kept instead
+            _log.warning("the proof of %s could not be kept: %s", engine_name, exc.message)
+
+
+def _trained(lineage: str | None) -> str | None:
+    """The trainer's utterances, as training writes them into the lineage under `proof`."""
+    try:
+        found = json.loads(lineage)["proof"] if lineage else None
+    except (ValueError, KeyError, TypeError):
+        return None
+    return json.dumps(found) if found is not None else None
+
+
+def _decoded(text: str | None, engine_name: str) -> Reference:
+    if text is None:
+        return ()
+    try:
+        return decode(text)
+    except ValueError:
+        _log.warning("what is kept as the proof of %s cannot be read; it is proven without it", engine_name)
+        return ()

@@ -1,0 +1,106 @@
+"""Weights on their way into engines and out of them: brought before a name points at them, retired when none does.
+
+Nothing leaves an engine while a request may want it, and no file goes before: vLLM reads weights again that it has put
+out of its slots, and dies when they are gone (tried). Must not know names, aliases or who asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from adapters import store
+from adapters.db import Database
+from adapters.errors import EngineError, Saturated, ServiceError
+from adapters.reconcile import Reconciler
+from adapters.shelf import Shelf
+from adapters.traffic import Traffic
+
+POLL_S = 0.25
+ROOM_S = 30.0  # how long an operator's move waits until some engine has room
+DRAIN_S = 300.0  # a version that answers nobody anew is unloaded after so long, whatever still runs on it
+ENDLESS_S = 3600.0  # no request lives longer: 131,072 tokens at 40 a second
+_log = logging.getLogger(__name__)
+
+
+class Swap:
+    """One per gateway; closed by whoever opened it."""
+
+    def __init__(self, db: Database, shelf: Shelf, reconciler: Reconciler, traffic: Traffic) -> None:
+        self._db = db
+        self._shelf = shelf
+        self._reconciler = reconciler
+        self._traffic = traffic
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Stop waiting for requests to end; what was not deleted yet is swept at the next start."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def bring(self, engine_name: str, like: str | None, then: str) -> None:
+        """Have it loaded and proven where `like` answers now; engines without room get it when it is asked for there.
+
+        then: what the refusal ends with. EngineError where an engine refuses it, or none has it.
+        """
+        outcomes = (await self._reconciler.load_on(engine_name, like, wait_s=ROOM_S)).values()
+        for error in outcomes:
+            if error is not None and (None not in outcomes or not isinstance(error, Saturated)):
+                raise EngineError(f"{error.message} {then}")
+
+    def retire(self, engine_names: Collection[str]) -> None:
+        """Unload what has no part any more, once the requests of before are over, and see that it is gone."""
+        for name in engine_names:
+            self._start(self._retire(name))
+
+    async def discard(self, engine_names: Collection[str]) -> None:
+        """Unload what the registry no longer knows and delete its files: now, or once no request can want them."""
+        for name in sorted(engine_names):
+            await self._reconciler.unload_everywhere(name)
+        if any(self._traffic.in_use(name) for name in engine_names):
+            self._start(self._discard_later(frozenset(engine_names)))
+        else:
+            await self._delete(engine_names)
+
+    async def _retire(self, engine_name: str) -> None:
+        await self._until_unused([engine_name], DRAIN_S)
+        with suppress(ServiceError):  # it stays loaded until another needs its place
+            if engine_name in await self._db.read(lambda conn: store.without_part(conn, [engine_name])):
+                still = await self._reconciler.unload_and_look(engine_name)
+                if still:
+                    _log.warning("%s was unloaded, and is still listed by %s", engine_name, ", ".join(still))
+
+    async def _discard_later(self, engine_names: frozenset[str]) -> None:
+        await self._until_unused(engine_names, ENDLESS_S)
+        with suppress(ServiceError):  # swept at the next start
+            known = await self._db.read(lambda conn: store.known(conn, engine_names))
+            for name in sorted(engine_names - known):
+                # Again: a request of before may have had it loaded, and what it left has reached the engine by then.
+                await self._reconciler.unload_everywhere(name)
+            await self._delete(engine_names)
+
+    async def _until_unused(self, engine_names: Collection[str], longest_s: float) -> None:
+        for _ in range(int(longest_s / POLL_S)):
+            if not any(self._traffic.in_use(name) for name in engine_names):
+                return
+            await asyncio.sleep(POLL_S)
+
+    async def _delete(self, engine_names: Collection[str]) -> None:
+        loop = asyncio.get_running_loop()
+
+        def is_known(name: str) -> bool:
+            """Asked by the thread that holds the lock of the folder."""
+            known = self._db.read(lambda conn: store.known(conn, [name]))
+            return name in asyncio.run_coroutine_threadsafe(known, loop).result()
+
+        for name in sorted(engine_names):
+            await asyncio.to_thread(self._shelf.remove, name, is_known)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="swap")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

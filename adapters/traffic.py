@@ -1,0 +1,49 @@
+"""What this room may ask about the use of adapters: which are idle at an engine, and where each one belongs.
+
+The answers come from the data plane, which counts what is in flight; this room never sees a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from adapters.placement import rendezvous
+
+
+class Traffic(Protocol):
+    """What the data plane knows of the use of adapters."""
+
+    def idle(self, url: str, names: Collection[str]) -> Sequence[str]:
+        """Those of `names` (resident at `url`) that nothing in flight uses, the first to be put out first."""
+
+    def starving(self, url: str) -> None:
+        """Somebody waits for room at `url`: one of the adapters that are busy there should run dry."""
+
+    def fed(self, url: str) -> None:
+        """Whoever waited there has got it, or gave up."""
+
+    def in_use(self, engine_name: str) -> bool:
+        """Whether a request that was admitted may still want these weights."""
+
+    def homes(self, engine_name: str, urls: Sequence[str]) -> Sequence[str]:
+        """All `urls`, in the order in which they should hold it."""
+
+
+class NoTraffic:
+    """Nothing is in flight, and nothing ever was."""
+
+    def idle(self, url: str, names: Collection[str]) -> Sequence[str]:
+        return sorted(names)
+
+    def starving(self, url: str) -> None:
+        return None
+
+    def fed(self, url: str) -> None:
+        return None
+
+    def in_use(self, engine_name: str) -> bool:
+        return False
+
+    def homes(self, engine_name: str, urls: Sequence[str]) -> Sequence[str]:
+        return rendezvous(engine_name, urls)
