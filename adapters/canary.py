@@ -14,14 +14,14 @@ from adapters.chance import failures, spread_of_mean, students_tail
 from adapters.types import Rules
 
 # How likely a canary as good as the live version may be ended by mistake, over all looks of its life: 0.5 %. Errors
-# weigh most. Look number k spends 1 part in k(k + 1), which over any number of looks adds up to the whole.
+# weigh most. Look number k spends 1 / (2.62 k^1.5) of each, which over any number of looks adds up to less than one.
 ERRORS_BY_CHANCE = 0.002
 FINISH_BY_CHANCE = 0.0015
 LATENCY_BY_CHANCE = 0.0015
 
 GROUPS = 32  # callers are put into so many groups by a hash: enough for a distribution, and few enough to keep
 FEW_CALLERS = 4  # groups from which on one alone cannot end a canary by its failures
-LOOK_AT_GROWTH = 0.1  # look again once there are a tenth more requests
+LOOK_AT_GROWTH = 0.1  # look again once there are a tenth more requests, or half of what a rule asks for
 
 REASONS = ("stop", "length", "tool_calls", "content_filter", "other")
 MEASURES = {
@@ -68,14 +68,14 @@ class Verdict:
     sentence: str
 
 
-def look_due(seen: int, last: int, within: int) -> bool:
-    """Whether to look again at a canary with `seen` requests ever, `last` at the look before, `within` in the slots."""
-    return seen - last >= max(1.0, LOOK_AT_GROWTH * within)
+def look_due(new: int, within: int, rules: Rules) -> bool:
+    """Whether to look again at a canary with `within` requests in its slots, `new` of them since the last look."""
+    return within >= rules.min_requests and new >= max(1.0, min(LOOK_AT_GROWTH * within, rules.min_requests / 2))
 
 
 def judge(slots: Sequence[Slot], live: Shape, canary: Shape, rules: Rules, look: int) -> Verdict | None:
     """The first rule that the canary breaks, None for none. look: 1 for the first time it is asked, then 2, 3, …"""
-    part = 1 / (look * (look + 1))
+    part = 1 / (2.62 * look**1.5)
     mine, theirs = sum(slot.canary for slot in slots), sum(slot.live for slot in slots)
     if mine < rules.min_requests:
         return None
@@ -112,25 +112,39 @@ def _counts(slots: Sequence[Slot], left_out: int | None = None) -> list[tuple[in
 
 
 def _errors(slots: Sequence[Slot], shape: Shape, rules: Rules, chance: float) -> Verdict | None:
-    """More failures than the live version has in the same seconds, and not of one caller alone."""
-    counts = _counts(slots)
-    if not _too_many(counts, rules, chance):
-        return None
+    """More failures than the live version has in the same seconds, and not of one caller alone.
+
+    Looked for in all slots, in the later half, the last quarter and so on, as long as there are enough requests: what
+    went well for long must not thin out what goes wrong now. Each of them has half the chance of the one before.
+    """
+    size = len(slots)
+    while size:
+        latest = slots[-size:]
+        counts = _counts(latest)
+        chance /= 2
+        theirs, failed, mine, mine_failed = (sum(column) for column in zip(*counts, strict=True))
+        if min(theirs, mine) < rules.min_requests:
+            return None
+        if _too_many(counts, rules, chance) and not _one_caller(latest, shape, rules, chance):
+            return Verdict(
+                "errors",
+                f"{mine_failed} of {'' if latest == slots else 'the last '}{mine} canary requests failed "
+                f"({_percent(mine_failed / mine)}), {failed} of {theirs} live ones ({_percent(failed / theirs)})",
+            )
+        size //= 2
+    return None
+
+
+def _one_caller(slots: Sequence[Slot], shape: Shape, rules: Rules, chance: float) -> bool:
+    """Whether there are others, and nothing is left to say against the canary without the one that fails most."""
     by_group: dict[int, int] = {}
     for slot in slots:
         for group, count in slot.canary_failed.items():
             by_group[group] = by_group.get(group, 0) + count
-    callers = by_group.keys() | {group for group, _ in shape.finish}
-    if len(callers) >= FEW_CALLERS:
-        worst = max(by_group, key=lambda group: by_group[group])
-        if not _too_many(_counts(slots, worst), rules, chance):
-            return None
-    theirs, failed, mine, mine_failed = (sum(column) for column in zip(*counts, strict=True))
-    return Verdict(
-        "errors",
-        f"{mine_failed} of {mine} canary requests failed ({_percent(mine_failed / mine)}), "
-        f"{failed} of {theirs} live ones ({_percent(failed / theirs)})",
-    )
+    if len(by_group.keys() | {group for group, _ in shape.finish}) < FEW_CALLERS:
+        return False
+    worst = max(by_group, key=lambda group: by_group[group])
+    return not _too_many(_counts(slots, worst), rules, chance)
 
 
 def _too_many(counts: list[tuple[int, int, int, int]], rules: Rules, chance: float) -> bool:

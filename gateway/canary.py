@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from adapters import canary as statistics
 from adapters.canary import GROUPS, MEASURES, Shape, Slot, Verdict, judge, look_due, measures
 from adapters.errors import ServiceError
-from adapters.types import Adapter, Rules
+from adapters.types import Adapter, Canary, Rules
 from gateway.metrics import Metrics, add
 from gateway.v1.snapshot import Snapshot
 from gateway.v1.split import Part
@@ -126,21 +126,19 @@ class Trial:
 
     def due(self) -> bool:
         """Whether there is enough new to look again."""
-        within = sum(slot.canary for slot in self._slots)
-        if within < self.rules.min_requests:
-            return False
-        return look_due(self._seen, self._looked_at, within)
+        return look_due(self._seen - self._looked_at, sum(slot.canary for slot in self._slots), self.rules)
 
     def look(self) -> Verdict | None:
         """Judge once; each look makes the next one stricter."""
         self._looks += 1
         self._looked_at = self._seen
         live, canary = self._arms
-        return judge(self._slots, live.shape(), canary.shape(), self.rules, self._looks)
+        return judge(list(self._slots), live.shape(), canary.shape(), self.rules, self._looks)
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self, rules: Rules) -> dict[str, Any]:
+        """Both arms and how far the judging has come, as the admin API shows them."""
         live, canary = self._arms
-        standing = statistics.standing(self._slots, self.rules, self._looks)
+        standing = statistics.standing(self._slots, rules, self._looks)
         return {"live": live.figures(), "canary": canary.figures(), "standing": standing}
 
     @property
@@ -216,12 +214,12 @@ class Canaries:
         if trial is not None and trial.version == part.canary:
             trial.record(part, outcome, seconds, tokens, self._clock(), stream=stream)
 
-    def figures(self, name: str, version: str) -> dict[str, Any]:
+    def figures(self, name: str, canary: Canary) -> dict[str, Any]:
         """What this gateway has seen of both arms; zeros for a canary that no request has met yet."""
         trial = self._trials.get(name)
-        if trial is None or trial.version != version:
-            trial = Trial(version, self._clock())
-        return trial.figures()
+        if trial is None or trial.version != canary.version or trial.since not in (None, canary.since):
+            trial = Trial(canary.version, self._clock())
+        return trial.figures(canary.rules)
 
     async def _watch(self) -> None:
         while True:

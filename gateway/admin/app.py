@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from adapters.service import AdapterService
+from adapters.types import Canary
 from gateway.admin import problems
 from gateway.admin.adapters import AdapterRoutes
 from gateway.admin.docs import DocRoutes
@@ -35,7 +36,7 @@ class AdminServices:
 
     keys: KeyService
     adapters: AdapterService
-    canary_figures: Callable[[str, str], dict[str, Any]]
+    canary_figures: Callable[[str, Canary], dict[str, Any]]
     usage: UsageService
     live_keys: Callable[[], Mapping[str, Key]] = field(repr=False)
     status: Callable[[], dict[str, Any]]

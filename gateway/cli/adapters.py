@@ -214,9 +214,11 @@ def _row(adapter: dict[str, Any]) -> tuple[object, ...]:
 
 
 def _shown(adapter: dict[str, Any]) -> None:
-    output.pairs((name, adapter.get(name)) for name in ("name", "live", "previous"))
-    if adapter.get("canary") is not None:
-        _arms(adapter["canary"])
+    canary = adapter.get("canary")
+    split = canary and f"{canary['version']} for {canary['percent']:g} % of callers: {canary['standing']}"
+    output.pairs([*((name, adapter.get(name)) for name in ("name", "live", "previous")), ("canary", split)])
+    if canary is not None:
+        _arms(canary)
     rows = [
         (
             version["version"],
@@ -236,8 +238,7 @@ def _shown(adapter: dict[str, Any]) -> None:
 
 
 def _arms(canary: dict[str, Any]) -> None:
-    """The split, and what this gateway has seen of both arms."""
-    output.pairs([("canary", f"{canary['version']} for {canary['percent']:g} % of callers: {canary['standing']}")])
+    """What this gateway has seen of both arms."""
     rows = [
         (
             arm,

@@ -96,7 +96,7 @@ def services(
     return AdminServices(
         keys=keys,
         adapters=adapter_service(db, home),
-        canary_figures=lambda name, version: Trial(version, 0.0).figures(),
+        canary_figures=lambda name, canary: Trial(canary.version, 0.0).figures(canary.rules),
         usage=UsageService(db, recorder),
         live_keys=lambda: live,
         status=status,

@@ -111,7 +111,19 @@ async def test_names_that_are_none(room: AdminRoom) -> None:
             assert response.status_code in (400, 404, 405), response.text
 
 
-async def test_routes_that_are_to_come_are_not_there(room: AdminRoom) -> None:
-    await register(room, 1)
-    canary = await room.root_client.post(f"{PATH}/cs/canary", json={"version": "0" * 12, "percent": 5})
-    assert canary.status_code == 404
+async def test_a_canary_as_it_is_shown(room: AdminRoom) -> None:
+    live = versions(await register(room, 1, promote=True))[0]
+    tried = next(v for v in versions(await register(room, 2)) if v != live)
+    body = {"version": tried, "percent": 12.5, "rules": {"max_latency_ratio": 2}, "why": "smaller"}
+    made = (await room.root_client.post(f"{PATH}/cs/canary", json=body)).json()
+    canary = made["canary"]
+    assert set(canary) == {"version", "percent", "since", "rules", "live", "canary", "standing"}
+    assert (made["live"], canary["version"], canary["percent"]) == (live, tried, 12.5)
+    assert (canary["rules"]["max_latency_ratio"], canary["rules"]["min_requests"]) == (2, 50)
+    arm = {"requests", "errors", "left", "refused", "completion_tokens", "finish_reasons", "first_token_s",
+           "per_token_s", "whole_answer_s"}  # fmt: skip
+    assert set(canary["live"]) == set(canary["canary"]) == arm
+    assert [v["state"] for v in made["versions"] if v["version"] == tried] == ["canary"]
+    assert (await room.root_client.get(f"{PATH}/cs")).json()["canary"] == canary
+    ended = await room.root_client.post(f"{PATH}/cs/canary", json={"percent": 0, "why": "enough"})
+    assert (ended.status_code, ended.json()["canary"]) == (200, None)

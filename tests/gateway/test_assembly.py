@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from adapters import store as adapter_store
 from adapters.db import Database
-from adapters.types import Version, VersionState
+from adapters.types import Canary, Rules, Version, VersionState
 from gateway import store
 from gateway.assembly import assemble
 from gateway.store import ApiKey, Grant
@@ -109,6 +109,33 @@ async def test_a_removed_version_and_changed_limits_are_seen(filled: Database) -
     assert set(after.models) == {"demo-base", "ft:demo:x::1"}
     assert set(after.versions) == {"ft:demo:x::1@100000000000", "stored@200000000000"}
     assert after.versions["stored@200000000000"].limits == Limits(concurrency=1)
+
+
+async def test_a_canary_is_the_public_names_alone(filled: Database) -> None:
+    before = await _assemble(filled)
+
+    def begin(conn: sa.Connection, percent: float = 10) -> None:
+        version = replace(_version("a", 7), created_at=1.0)
+        adapter_store.add(conn, version)
+        canary = Canary(version.version, percent, 1.0, Rules())
+        adapter_store.set_canary(conn, "a", canary, 1.0, by="operator")
+
+    await filled.write(begin)
+    after = await _assemble(filled, before)
+    split = after.models["a"]
+    assert split.canary is after.versions["a@700000000000"]
+    assert (split.engine_name, split.canary_percent) == (before.models["a"].engine_name, 10)
+    assert dict(after.canaries) == {"a": split}
+    assert all(target.canary is None for target in after.versions.values())
+    again = await _assemble(filled, after)
+    assert again.models is after.models
+    await filled.write(lambda conn: begin(conn, 20))
+    grown = await _assemble(filled, again)
+    assert (grown.models["a"].canary, grown.models["a"].canary_percent) == (split.canary, 20)
+    await filled.write(lambda conn: adapter_store.end_canary(conn, "a", 2.0, by="operator"))
+    ended = await _assemble(filled, grown)
+    assert ended.models == before.models
+    assert not ended.canaries
 
 
 def _there(key: ApiKey | None) -> ApiKey:

@@ -127,6 +127,28 @@ async def test_the_life_of_an_adapter(room: AdminRoom) -> None:
     assert (missing.code, missing.stdout) == (1, "")
 
 
+async def test_a_canary(room: AdminRoom) -> None:
+    for n, more in ((1, ("--promote",)), (2, ())):
+        tiny_lora(room.home / str(n), n)
+        made = (await loragate(room, "adapters", "register", str(n), "--name", "cs", *more, "--json")).document()
+    tried = next(v["version"] for v in made["versions"] if v["version"] != made["live"])
+    split = ("--percent", "10", "--min-requests", "20", "--max-error-increase", "0.05", "--why", "smaller")
+    began = (await loragate(room, "adapters", "canary", "cs", f"cs@{tried}", *split, "--json")).document()
+    assert (began["canary"]["version"], began["canary"]["percent"]) == (tried, 10)
+    assert began["canary"]["rules"] == {
+        "min_requests": 20, "max_error_increase": 0.05, "max_latency_ratio": 1.5, "max_finish_change": 0.15,
+    }  # fmt: skip
+    shown = await loragate(room, "adapters", "show", "cs")
+    assert f"{tried} for 10 % of callers: nothing is compared yet: 0 of 20 canary requests" in shown.stdout
+    assert ("FINISH REASONS" in shown.stdout, shown.stdout.count("\nlive")) == (True, 2), shown.stdout
+    for wrong in ((tried,), ("--percent", "10"), (tried, "--percent", "10", "--stop"), (tried, "--percent", "0")):
+        assert (await loragate(room, "adapters", "canary", "cs", *wrong)).code == 2, wrong
+    ended = await loragate(room, "adapters", "canary", "cs", "--stop")
+    assert (ended.code, "FINISH REASONS" in ended.stdout) == (0, False)
+    again = await loragate(room, "adapters", "canary", "cs", "--stop")
+    assert (again.code, "has no such canary" in again.stderr) == (1, True)
+
+
 async def test_usage_and_status(room: AdminRoom) -> None:
     room.recorder.record("k1", "base", 10, 5)
     usage = (await loragate(room, "usage", "--by", "model", "--json")).document()
