@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Path, Query
+from fastapi import APIRouter, Body, Depends, Path, Query, Request
 
+from adapters.arrivals import Arrivals
 from adapters.errors import Conflict, InvalidRequest
+from adapters.names import check_public_name
 from adapters.service import AdapterService
 from adapters.types import Adapter, Canary, Rules, Version
 from gateway.admin.access import Admin, admin
@@ -31,17 +32,19 @@ from gateway.admin.schemas import (
     VersionOrLive,
     VersionView,
 )
+from gateway.admin.uploads import arriving
 
 # Whatever else stands in a URL is not repeated in a refusal.
 Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
 
 
-Figures = Callable[[str, Canary], dict[str, Any]]  # public name, its canary → what both arms did
+Figures = Callable[[str, str], dict[str, Any]]  # public name, version of its canary → both arms
 
 
 class AdapterRoutes:
-    def __init__(self, adapters: AdapterService, canary_figures: Figures) -> None:
+    def __init__(self, adapters: AdapterService, arrivals: Arrivals, canary_figures: Figures) -> None:
         self._adapters = adapters
+        self._arrivals = arrivals
         self._figures = canary_figures
 
     def router(self) -> APIRouter:
@@ -58,19 +61,32 @@ class AdapterRoutes:
         router.add_api_route("/{name}/unload", self.unload, methods=["POST"])
         return router
 
-    async def register(self, body: AdapterRegister) -> AdapterView:
-        """Check a folder, store it as a new version and load it into every engine; the same content adds nothing."""
-        source = _folder(body.source)
-        return self._view(await self._adapters.register(source, body.name, promote=body.promote, notes=body.notes))
+    async def register(self, body: AdapterRegister, request: Request) -> AdapterView:
+        """Check an adapter, store it as a new version and load it into every engine; the same content adds nothing.
+
+        As multipart/form-data too: the same fields, and an archive as `file` in place of `source`.
+        """
+        check_public_name(body.name)  # before gigabytes are fetched for nothing
+        async with arriving(self._arrivals, request, body.source, body.name) as arrived:
+            made = await self._adapters.register(
+                arrived.folder,
+                body.name,
+                promote=body.promote,
+                notes=body.notes,
+                source=arrived.source,
+                checksums=arrived.checksums,
+            )
+        return self._view(made)
 
     async def list(self, paging: Annotated[Paging, Query()]) -> Listed[AdapterView]:
         """All adapters by name."""
         found, has_more = await self._adapters.list(after=paging.after, limit=paging.limit)
         return Listed[AdapterView](data=[self._view(adapter) for adapter in found], has_more=has_more)
 
-    async def check(self, body: AdapterSource) -> CheckView:
-        """Whether a folder could be served; nothing is stored or loaded."""
-        found = await self._adapters.check(_folder(body.source))
+    async def check(self, body: AdapterSource, request: Request) -> CheckView:
+        """Whether an adapter could be served; nothing is stored or loaded. Takes a `file` too, as registering does."""
+        async with arriving(self._arrivals, request, body.source) as arrived:
+            found = await self._adapters.check(arrived.folder)
         return CheckView(
             ok=True,
             version=found.version,
@@ -134,15 +150,8 @@ class AdapterRoutes:
             percent=canary.percent,
             since=int(canary.since),
             rules=RulesView(**asdict(canary.rules)),
-            **self._figures(name, canary),
+            **self._figures(name, canary.version),
         )
-
-
-def _folder(source: str) -> FilePath:
-    folder = FilePath(source)
-    if not folder.is_absolute():
-        raise InvalidRequest("`source` must be an absolute path on the gateway's machine.", param="source")
-    return folder
 
 
 def _version(version: Version) -> VersionView:

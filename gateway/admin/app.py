@@ -11,8 +11,8 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from adapters.arrivals import Arrivals
 from adapters.service import AdapterService
-from adapters.types import Canary
 from gateway.admin import problems
 from gateway.admin.adapters import AdapterRoutes
 from gateway.admin.docs import DocRoutes
@@ -20,6 +20,7 @@ from gateway.admin.edge import Edge
 from gateway.admin.guard import Guard
 from gateway.admin.keys import KeyRoutes
 from gateway.admin.status import StatusRoutes, metrics_router
+from gateway.admin.uploads import IntakeRoutes, Uploads, is_upload
 from gateway.admin.usage import UsageRoutes
 from gateway.keys import Key, KeyService, verify
 from gateway.usage import UsageService
@@ -36,7 +37,8 @@ class AdminServices:
 
     keys: KeyService
     adapters: AdapterService
-    canary_figures: Callable[[str, Canary], dict[str, Any]]
+    arrivals: Arrivals
+    canary_figures: Callable[[str, str], dict[str, Any]]
     usage: UsageService
     live_keys: Callable[[], Mapping[str, Key]] = field(repr=False)
     status: Callable[[], dict[str, Any]]
@@ -50,11 +52,15 @@ def create_admin(services: AdminServices) -> FastAPI:
     """The control plane: every route, its policy declared where it is made."""
     app = _app("loragate admin API")
     app.include_router(KeyRoutes(services.keys).router())
-    app.include_router(AdapterRoutes(services.adapters, services.canary_figures).router())
+    app.include_router(AdapterRoutes(services.adapters, services.arrivals, services.canary_figures).router())
+    app.include_router(IntakeRoutes(services.arrivals).router())
     app.include_router(UsageRoutes(services.usage).router())
     app.include_router(StatusRoutes(services.status, services.ready, services.metrics).router())
     app.include_router(DocRoutes(app).router())
-    app.add_middleware(Edge, admit=Guard(_authenticator(services)).admit, new_id=services.new_id)
+    app.add_middleware(Uploads, arrivals=services.arrivals)
+    app.add_middleware(
+        Edge, admit=Guard(_authenticator(services)).admit, new_id=services.new_id, streamed=is_upload
+    )  # added last: the outermost
     return app
 
 

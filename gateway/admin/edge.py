@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from types import TracebackType
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.errors import ServiceError
@@ -29,12 +30,22 @@ class _Gone(Exception):
 
 
 class Edge:
-    """admit: the caller's key, None where none is needed; raises for strangers. new_id: makes `x-request-id`s."""
+    """admit: the caller's key, None where none is needed; raises for strangers. new_id: makes `x-request-id`s.
 
-    def __init__(self, app: ASGIApp, admit: Callable[[Scope], Key | None], new_id: Callable[[], str]) -> None:
+    streamed: whether the app reads this body itself, with bounds of its own; asked for verified callers only.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        admit: Callable[[Scope], Key | None],
+        new_id: Callable[[], str],
+        streamed: Callable[[Scope], bool] = lambda scope: False,
+    ) -> None:
         self._app = app
         self._admit = admit
         self._new_id = new_id
+        self._streamed = streamed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,10 +62,11 @@ class Edge:
             await send(message)
 
         try:
-            scope[CALLER] = self._admit(scope)
-            body = await _read(scope, receive)
-            await self._app(scope, _replay(body, receive), stamped)
-        except _Gone:
+            caller = scope[CALLER] = self._admit(scope)
+            if caller is None or not self._streamed(scope):
+                receive = _replay(await _read(scope, receive), receive)
+            await self._app(scope, receive, stamped)
+        except (_Gone, ClientDisconnect):
             return
         except ServiceError as error:
             if error.status >= 500 and error.__cause__ is not None:

@@ -146,7 +146,8 @@ Source = Annotated[
         min_length=1,
         max_length=4096,
         pattern=r"^[^\x00-\x1f\x7f]+$",
-        description="absolute path of a folder on the gateway's machine, in PEFT's format",
+        description="an adapter in PEFT's format: the absolute path of a folder or an archive (.tar.gz, .zip) on the "
+        "gateway's machine, hf://owner/repo@revision/folder, an object of s3 or gs, or the https URL of an archive",
     ),
 ]
 
@@ -160,6 +161,18 @@ class AdapterRegister(Strict):
 
 class AdapterSource(Strict):
     source: Source
+
+
+class IntakeView(BaseModel):
+    """An adapter on its way in. bytes_total: null where the source does not say."""
+
+    id: str
+    name: str | None
+    source: str
+    phase: str
+    bytes_done: int
+    bytes_total: int | None
+    started_at: int
 
 
 class VersionChosen(Strict):

@@ -16,6 +16,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
+from adapters.arrivals import Arrivals
 from adapters.db import Database
 from adapters.reconcile import Reconciler
 from adapters.service import AdapterService
@@ -82,7 +83,9 @@ async def admin_room(home: Path) -> AsyncIterator[AdminRoom]:
         keys = await KeyService.open(db, home, clock=time.time, random_bytes=os.urandom, changed=refresh)
         recorder = UsageRecorder(db, clock=time.time, flush_s=3600, max_pending=1000)
         await stack.enter_async_context(recorder)
-        app = create_admin(services(db, home, keys, recorder, live))
+        arrivals = Arrivals(home / "adapters", clock=time.time, environ={}, first_pause_s=0.001)
+        stack.push_async_callback(arrivals.close)
+        app = create_admin(services(db, home, keys, recorder, live, arrivals))
         room = AdminRoom(home, db, keys, recorder, app, root=(home / "admin.key").read_text().strip())
         await room.root_client.aclose()
         room.url = await stack.enter_async_context(serving(app))
@@ -91,12 +94,18 @@ async def admin_room(home: Path) -> AsyncIterator[AdminRoom]:
 
 
 def services(
-    db: Database, home: Path, keys: KeyService, recorder: UsageRecorder, live: Mapping[str, Key]
+    db: Database,
+    home: Path,
+    keys: KeyService,
+    recorder: UsageRecorder,
+    live: Mapping[str, Key],
+    arrivals: Arrivals,
 ) -> AdminServices:
     return AdminServices(
         keys=keys,
         adapters=adapter_service(db, home),
-        canary_figures=lambda name, canary: Trial(canary.version, 0.0).figures(canary.rules),
+        arrivals=arrivals,
+        canary_figures=lambda name, version: Trial(version, 0.0).figures(),
         usage=UsageService(db, recorder),
         live_keys=lambda: live,
         status=status,
