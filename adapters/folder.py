@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import BinaryIO, NoReturn
 
-from adapters.errors import AdapterRejected
+from adapters.verdict import Rejected
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -129,4 +129,4 @@ def _file(directory: int, name: str, limit: int) -> Iterator[BinaryIO]:
 
 
 def _refuse(reason: str, what: str, nearest: str) -> NoReturn:
-    raise AdapterRejected(f"This folder cannot be served: {what}. {nearest}", reason=reason)
+    raise Rejected(f"This folder cannot be served: {what}.", nearest, reason=reason)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from adapters.errors import AdapterRejected
+from adapters.verdict import Findings, Rejected
 
 MAX_RANK = 512  # vLLM's largest max_lora_rank
 _PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")  # they change the adapter's start, not the base
@@ -40,29 +40,46 @@ class LoraConfig:
         return _first_match(self.alpha_pattern, module, self.lora_alpha)
 
 
-def parse(raw: bytes) -> LoraConfig:
-    """Check `raw` key by key; AdapterRejected says which one cannot be served, and what would do instead."""
+def parse(raw: bytes, findings: Findings) -> LoraConfig | None:
+    """Check `raw` key by key into `findings`: what cannot be served, and what would do instead.
+
+    None where not even the rank is known. Raises Rejected where it is no LoRA's config at all: its other keys mean
+    other things then.
+    """
     document = _document(raw)
-    if document.get("peft_type") != "LORA":
-        _refuse("not_lora", f"peft_type is {_shown(document.get('peft_type'))}", "Train with finetuning_type: lora.")
-    _check_init(document.get("init_lora_weights", True))
+    method = document.get("peft_type")
+    if method != "LORA":
+        raise _rejected("not_lora", f"peft_type is {_shown(method)}", _instead_of(method))
+    _check_init(document.get("init_lora_weights", True), findings)
     for key, value in document.items():
         rule = _RULES.get(key)
         if rule is None:
-            if value not in (None, False) and value != {} and value != []:
-                _refuse("unknown_key", f"it sets {key[:60]!r}, which is not known to be safe", "Remove that key.")
+            if not _empty(value):
+                _refuse(findings, "unknown_key", f"it sets {key[:60]!r}, which is not known to be safe", _REMOVE)
         elif not rule.accepts(value):
-            _refuse(rule.reason, f"{key} is {_shown(value)}", rule.nearest)
+            _refuse(findings, rule.reason, f"{key} is {_shown(value)}", rule.nearest, key)
     for key in ("r", "lora_alpha", "target_modules"):
         if document.get(key) is None:
-            _refuse("config_incomplete", f"{key} is missing (OFT and other methods lack it)", "Train with LoRA.")
+            _refuse(findings, "config_incomplete", f"{key} is missing", "Copy the config that training wrote.", key)
+    return _lora(document)
+
+
+def _lora(document: Mapping[str, Any]) -> LoraConfig | None:
+    """What of it is sound; the rest is refused already, and the tensors are still to be judged."""
+
+    def sound(key: str) -> Any:
+        return document.get(key) if _RULES[key].accepts(document.get(key)) else None
+
+    rank = sound("r")
+    if rank is None:
+        return None
     return LoraConfig(
-        r=document["r"],
-        lora_alpha=document["lora_alpha"],
-        use_rslora=bool(document.get("use_rslora")),
-        rank_pattern=document.get("rank_pattern") or {},
-        alpha_pattern=document.get("alpha_pattern") or {},
-        base=document.get("base_model_name_or_path"),
+        r=rank,
+        lora_alpha=sound("lora_alpha") or 1,
+        use_rslora=bool(sound("use_rslora")),
+        rank_pattern=sound("rank_pattern") or {},
+        alpha_pattern=sound("alpha_pattern") or {},
+        base=sound("base_model_name_or_path"),
     )
 
 
@@ -71,7 +88,10 @@ def normalised(config: LoraConfig, modules: list[str]) -> dict[str, Any]:
 
     Two folders that mean the same give the same table, whatever patterns they used to say it.
     """
-    ranks = {f"^{name}": config.rank_of(name) for name in modules if config.rank_of(name) != config.r}
+    used = {name: config.rank_of(name) for name in modules}
+    # vLLM measures `r` against its --max-lora-rank also where every module has a rank of its own (peft_helper.py).
+    rank = config.r if config.r in used.values() else max(used.values())
+    ranks = {f"^{name}": each for name, each in used.items() if each != rank}
     alphas = {
         f"^{name}": _plain(config.alpha_of(name)) for name in modules if config.alpha_of(name) != config.lora_alpha
     }
@@ -79,7 +99,7 @@ def normalised(config: LoraConfig, modules: list[str]) -> dict[str, Any]:
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
-        "r": config.r,
+        "r": rank,
         "lora_alpha": _plain(config.lora_alpha),
         "lora_dropout": 0.0,
         "bias": "none",
@@ -163,16 +183,30 @@ def _local_or_hub(value: Any) -> bool:
     return value is None or (_text(value) and "://" not in value and value.isprintable())
 
 
+_CANNOT = "adapter_config.json cannot be served: {}."
+_REMOVE = "Remove that key if training works without it."
 _TYPE = "Save the adapter again with PEFT; this key has a value it never writes."
 _PLAIN = "Name the modules in full; other patterns are not run here."
-_NO_FLAG = "vLLM does not serve it. Train again without it, or merge the adapter into the base."
+_MERGE = "Train again without it, or merge the adapter into the base and serve that with --model."
+_NO_FLAG = f"vLLM does not serve it. {_MERGE}"
+_CONVERTED = "Register the folder pissa_converted beside it (pissa_convert: true in LLaMA-Factory)."
+_CONVERT = (
+    "Convert it with PEFT (save_pretrained with path_initial_model_for_weight_conversion) and register the result, "
+    "without that key."
+)
+_LOFTQ = "It fits only the base that LoftQ quantised. Train again with init_lora_weights: true, QLoRA included."
+_WRITES = "Only adapters that write text (CAUSAL_LM) are served."
+# PEFT 0.18's methods that end in other weights, and those that do not touch weights.
+_MERGEABLE = re.compile(
+    "ADALORA|BOFT|BONE|C3A|DELORA|FOURIERFT|HRA|IA3|LN_TUNING|LOHA|LOKR|MISS|OFT|OSF|RANDLORA|ROAD|SHIRA|VBLORA|VERA"
+    "|WAVEFT"
+)
+_SOFT_PROMPTS = re.compile("ADAPTION_PROMPT|CPT|(MULTITASK_)?PROMPT_TUNING|PREFIX_TUNING|P_TUNING")
 
 # key → which values are fine. What is fine and not in `LoraConfig` is dropped: it matters in training only.
 _RULES: Mapping[str, _Rule] = {
     "peft_type": _Rule(_text, "not_lora", _TYPE),
-    "task_type": _Rule(
-        lambda value: value in (None, "CAUSAL_LM"), "task_type", "Only adapters that write text (CAUSAL_LM) are served."
-    ),
+    "task_type": _Rule(lambda value: value in (None, "CAUSAL_LM"), "task_type", _WRITES),
     "base_model_name_or_path": _Rule(
         _local_or_hub, "base_mismatch", "Name the base by a plain hub id or path, not by address."
     ),
@@ -203,37 +237,50 @@ _RULES: Mapping[str, _Rule] = {
         _empty, "modules_to_save", "Train without additional_target and resize_vocab, or serve a merged model."
     ),
     "trainable_token_indices": _Rule(_empty, "trainable_tokens", "Train without new tokens, or serve a merged model."),
-    "bias": _Rule(lambda value: value in (None, "none"), "bias", "Train with bias: none."),
+    "bias": _Rule(
+        lambda value: value in (None, "none"), "bias", "vLLM has no biases of adapters. Train with bias: none."
+    ),
     "use_dora": _Rule(_empty, "dora", "vLLM has no DoRA. Train with use_dora: false, or serve a merged model."),
     "lora_bias": _Rule(_empty, "lora_bias", _NO_FLAG),
     "use_qalora": _Rule(_empty, "qalora", _NO_FLAG),
     "use_bdlora": _Rule(_empty, "bdlora", _NO_FLAG),
     "alora_invocation_tokens": _Rule(_empty, "alora", _NO_FLAG),
     "layer_replication": _Rule(_empty, "layer_replication", _NO_FLAG),
-    "target_parameters": _Rule(_empty, "target_parameters", _NO_FLAG),
+    "target_parameters": _Rule(_empty, "target_parameters", f"LoRA on fused experts is not served here. {_MERGE}"),
     "arrow_config": _Rule(_empty, "arrow", _NO_FLAG),
-    "loftq_config": _Rule(_empty, "init_changes_base", _NO_FLAG),
-    "corda_config": _Rule(_empty, "init_changes_base", _NO_FLAG),
+    "loftq_config": _Rule(_empty, "init_changes_base", _LOFTQ),
+    "corda_config": _Rule(_empty, "init_changes_base", _CONVERT),
     "runtime_config": _Rule(_table, "config_type", _TYPE),
 }
 
 
-def _check_init(value: Any) -> None:
+def _check_init(value: Any, findings: Findings) -> None:
     if not isinstance(value, str) or value.lower() in _PLAIN_INITS:
         return
+    key = "init_lora_weights"
     if value.lower().startswith("pissa"):
-        nearest = "Register the folder pissa_converted beside it (pissa_convert: true in LLaMA-Factory)."
-        _refuse("pissa_unconverted", "PiSSA changed the base while it trained", nearest)
-    _refuse("init_changes_base", f"init_lora_weights {_shown(value)} changed the base while it trained", _NO_FLAG)
+        _refuse(findings, "pissa_unconverted", "PiSSA changed the base while it trained", _CONVERTED, key)
+    else:
+        what = f"{key} {_shown(value)} changed the base while it trained"
+        _refuse(findings, "init_changes_base", what, _LOFTQ if value.lower() == "loftq" else _CONVERT, key)
+
+
+def _instead_of(method: Any) -> str:
+    named = method if isinstance(method, str) else ""
+    if _SOFT_PROMPTS.fullmatch(named):
+        return "It learns tokens instead of weights, which vLLM does not serve. Train with finetuning_type: lora."
+    if _MERGEABLE.fullmatch(named):
+        return "vLLM serves LoRA only. Train with finetuning_type: lora, or merge it and serve that with --model."
+    return "Train with finetuning_type: lora."
 
 
 def _document(raw: bytes) -> dict[str, Any]:
     try:
         document = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        _refuse("config_json", "it is not valid JSON", "Save the adapter again with PEFT.")
+        raise _rejected("config_json", "it is not valid JSON", "Save the adapter again with PEFT.") from None
     if not isinstance(document, dict):
-        _refuse("config_json", "it is not a table", "Save the adapter again with PEFT.")
+        raise _rejected("config_json", "it is not a table", "Save the adapter again with PEFT.")
     return document
 
 
@@ -270,5 +317,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _refuse(reason: str, what: str, nearest: str) -> NoReturn:
-    raise AdapterRejected(f"adapter_config.json cannot be served: {what}. {nearest}", reason=reason)
+def _refuse(findings: Findings, reason: str, what: str, nearest: str, key: str = "") -> None:
+    findings.refuse(reason, _CANNOT.format(what), nearest, key)
+
+
+def _rejected(reason: str, what: str, nearest: str) -> Rejected:
+    return Rejected(_CANNOT.format(what), nearest, reason=reason)

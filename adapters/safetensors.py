@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any, BinaryIO, NoReturn
 
-from adapters.errors import AdapterRejected
+from adapters.verdict import Rejected
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_TENSORS = 100_000
@@ -24,6 +25,12 @@ MAX_DIMENSION = 2**31
 CHUNK = 64 * 1024
 _SIZES = {"F32": 4, "F16": 2, "BF16": 2}
 _EXPONENTS = {"F32": (0x7F800000, 0x00800000), "F16": (0x7C00, 0x0400), "BF16": (0x7F80, 0x0080)}
+# No trained LoRA has a weight of 65,536: what has, overflows to NaN in a model's layers, and vLLM 0.32 then answers
+# NaN for a while to requests for other adapters as well (tried: its key-value cache hands the NaN on).
+_TOO_LARGE = {"F32": 127 + 16, "F16": 31, "BF16": 127 + 16}  # the exponent field from which on a weight is refused
+_OTHER_DTYPE = re.compile("F64|C64|[IU](64|32|16|8)|BOOL|F8_[A-Z0-9]{1,12}|F[46]")
+_AGAIN = "Save or copy the adapter again."
+_EARLIER = "Train again with a lower learning rate, or register an earlier checkpoint."
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +61,7 @@ class Contents:
 
 
 def read_header(file: BinaryIO, size: int) -> Header:
-    """Read and check the header of `file`, `size` bytes long; AdapterRejected with reason safetensors_*."""
+    """Read and check the header of `file`, `size` bytes long; Rejected with reason safetensors_*."""
     prefix = _exactly(file, 8) if size >= 8 else _refuse("safetensors_header", "it is shorter than 8 bytes")
     length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER_BYTES:
@@ -79,7 +86,7 @@ def scan(file: BinaryIO, header: Header, sink: Callable[[bytes], object] | None 
     """Pass once over the data behind the header: hash it, refuse NaN and infinity, hand every byte to `sink`.
 
     What is hashed and tested is exactly what `sink` gets, so a file changed meanwhile cannot slip through.
-    Raises AdapterRejected with reason not_finite or safetensors_truncated.
+    Raises Rejected with reason not_finite, out_of_range or safetensors_truncated.
     """
     if sink is not None:
         sink(header.raw)
@@ -93,11 +100,7 @@ def scan(file: BinaryIO, header: Header, sink: Callable[[bytes], object] | None 
             sha.update(chunk)
             number = int.from_bytes(chunk, "little")
             if mask.hit_by(number):
-                raise AdapterRejected(
-                    f"Tensor {tensor.name} holds NaN or infinity: the training run diverged. "
-                    "Train again with a lower learning rate, or register an earlier checkpoint.",
-                    reason="not_finite",
-                )
+                raise _diverged(tensor.name, mask.without_end(number))
             zero = zero and number == 0
             if sink is not None:
                 sink(chunk)
@@ -108,28 +111,46 @@ def scan(file: BinaryIO, header: Header, sink: Callable[[bytes], object] | None 
     return Contents(total.hexdigest(), frozenset(zeros))
 
 
-class _Mask:
-    """Tests a whole chunk, read as one large integer, for floats whose exponent bits are all ones.
+def _diverged(name: str, endless: bool) -> Rejected:
+    reason, what = ("not_finite", "NaN or infinity") if endless else ("out_of_range", "weights beyond 65,504")
+    message = f"Tensor {name} holds {what}: the training run diverged."
+    return Rejected(message, _EARLIER, reason=reason)
 
-    Masked to its exponent, a float plus the exponent's lowest bit carries into the sign bit only if all were
-    ones. A shorter chunk is a smaller integer: its missing floats read as zero and never carry.
+
+class _Mask:
+    """Tests a whole chunk, read as one large integer, for floats whose exponent is too large.
+
+    Masked to its exponent, a float plus what its exponent lacks of the first too large one's end carries into the
+    sign bit only if it is that large. A shorter chunk is a smaller integer: its missing floats read as zero and
+    never carry.
     """
 
     def __init__(self, dtype: str) -> None:
         size = _SIZES[dtype]
+        self._size, self._lanes = size, CHUNK // size
         exponent, lowest = _EXPONENTS[dtype]
-        lanes = CHUNK // size
-        self._exponents = int.from_bytes(exponent.to_bytes(size, "little") * lanes, "little")
-        self._lowest = int.from_bytes(lowest.to_bytes(size, "little") * lanes, "little")
-        self._signs = int.from_bytes((1 << (8 * size - 1)).to_bytes(size, "little") * lanes, "little")
+        fields = exponent // lowest + 1  # how many values the exponent has
+        self._exponents = self._wide(exponent)
+        self._lacking = self._wide((fields - _TOO_LARGE[dtype]) * lowest)
+        self._lowest = self._wide(lowest)
+        self._signs = self._wide(1 << (8 * size - 1))
 
     def hit_by(self, number: int) -> bool:
+        """Whether any float is 65,536 or more either way, infinite or NaN."""
+        return ((number & self._exponents) + self._lacking) & self._signs != 0
+
+    def without_end(self, number: int) -> bool:
+        """Whether any float is infinite or NaN."""
         return ((number & self._exponents) + self._lowest) & self._signs != 0
+
+    def _wide(self, number: int) -> int:
+        return int.from_bytes(number.to_bytes(self._size, "little") * self._lanes, "little")
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
     if raw[:1] != b"{":
         _refuse("safetensors_header", "its header does not begin with '{'")
+    _check_density(raw)
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as exc:
@@ -137,6 +158,21 @@ def _parse(raw: bytes) -> dict[str, Any]:
     if not isinstance(header, dict):
         _refuse("safetensors_header", "its header is not a table")
     return header
+
+
+def _check_density(raw: bytes) -> None:
+    """Before anything is built from it: 16 MiB of `[],` or `"":0,` would be 0.5 GB of Python objects.
+
+    A tensor has one `data_offsets`, four colons, three brackets and at most 13 commas; metadata may hold some more.
+    """
+    tensors = raw.count(b'"data_offsets"')
+    if tensors > MAX_TENSORS:
+        _refuse("safetensors_header", f"it lists {tensors} tensors, more than {MAX_TENSORS}")
+    brackets = raw.count(b"[") + raw.count(b"{")
+    if raw.count(b":") > 4 * tensors + 50_000 or brackets > 3 * tensors + 50_000:
+        _refuse("safetensors_header", "its header holds more than a list of tensors")
+    if raw.count(b",") > 13 * tensors + 100_000:
+        _refuse("safetensors_header", "its header holds more than a list of tensors")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -157,8 +193,10 @@ def _tensor(name: str, entry: Any) -> Tensor:
         _refuse("safetensors_header", f"the entry of {name} is not dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _SIZES:
-        raise AdapterRejected(
-            f"Tensor {name} has a type other than F32, F16 or BF16. Save the adapter in bfloat16 and register that.",
+        shown = dtype if isinstance(dtype, str) and _OTHER_DTYPE.fullmatch(dtype) else "of an unknown type"
+        raise Rejected(
+            f"Tensor {name} is {shown}; F32, F16 and BF16 are served.",
+            "Save the adapter in bfloat16 and register that.",
             reason="dtype",
         )
     if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:
@@ -196,6 +234,4 @@ def _exactly(file: BinaryIO, count: int) -> bytes:
 
 
 def _refuse(reason: str, what: str) -> NoReturn:
-    raise AdapterRejected(
-        f"adapter_model.safetensors cannot be used: {what}. Save or copy the adapter again.", reason=reason
-    )
+    raise Rejected(f"adapter_model.safetensors cannot be used: {what}.", _AGAIN, reason=reason)

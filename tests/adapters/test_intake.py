@@ -203,8 +203,8 @@ def test_a_config_without_a_needed_key(tmp_path: Path, base: BaseInfo, key: str)
 Q = f"{PREFIX}0.self_attn.q_proj"
 WEIGHTS: dict[str, tuple[Tensors, str]] = {
     "a whole module": ([*usual(), (f"{Q}.weight", "BF16", [1], numbers(1))], "tensor_name"),
-    "DoRA's magnitude": ([*usual(), (f"{Q}.lora_magnitude_vector", "BF16", [1], numbers(1))], "tensor_name"),
-    "a bias": ([*usual(), (f"{Q}.lora_B.bias", "BF16", [1], numbers(1))], "tensor_name"),
+    "DoRA's magnitude": ([*usual(), (f"{Q}.lora_magnitude_vector", "BF16", [1], numbers(1))], "dora"),
+    "a bias": ([*usual(), (f"{Q}.lora_B.bias", "BF16", [1], numbers(1))], "bias"),
     "without PEFT's prefix": (pair("model.layers.0.self_attn.q_proj", 32, 32), "tensor_name"),
     "dots in a row": (pair("base_model.model.model..q_proj", 32, 32), "tensor_name"),
     "half an embedding name": ([(f"{Q}.lora_embedding_A.weight", "BF16", [8, 2], numbers(16))], "tensor_name"),
@@ -213,10 +213,10 @@ WEIGHTS: dict[str, tuple[Tensors, str]] = {
     "another width": (pair(Q, 48, 32), "base_mismatch"),
     "another height": (pair(Q, 32, 48), "base_mismatch"),
     "a layer too many": (pair(f"{PREFIX}2.self_attn.q_proj", 32, 32), "base_mismatch"),
-    "another vocabulary": (pair("base_model.model.lm_head", 32, 101), "base_mismatch"),
+    "another vocabulary": (pair("base_model.model.lm_head", 32, 101), "vocabulary_resized"),
     "an unknown module": (pair(f"{PREFIX}0.self_attn.c_attn", 32, 96), "unknown_module"),
     "only a base layer": (
-        [("base_model.model.model.embed_tokens.base_layer.weight", "BF16", [2], numbers(2))],
+        [("base_model.model.model.embed_tokens.base_layer.weight", "BF16", [100, 1], numbers(100))],
         "no_lora_tensors",
     ),
     "NaN": ([*usual()[:-1], (*usual()[-1][:3], b"\xff" * len(usual()[-1][3]))], "not_finite"),
@@ -242,8 +242,10 @@ def test_a_rank_above_the_engines_names_the_flag(tmp_path: Path, base: BaseInfo)
 def test_an_unknown_base_is_told_by_its_name(tmp_path: Path, base: BaseInfo) -> None:
     folder = write(tmp_path / "adapter")
     assert _reason(folder, BaseInfo("Qwen2.5-7B")) == "base_mismatch"
-    assert check(folder, BaseInfo("org/Demo-Base"), 16).warnings == ()
-    assert check(folder, None, 16).base == "/runs/demo-base"
+    (unchecked,) = check(folder, BaseInfo("org/Demo-Base"), 16).warnings
+    assert "not compared" in unchecked
+    found = check(folder, None, 16)
+    assert (found.base, len(found.warnings)) == ("/runs/demo-base", 1)
     unnamed = write(tmp_path / "unnamed", {"base_model_name_or_path": ""})
     assert check(unnamed, base, 16).warnings == ()
 
@@ -324,10 +326,9 @@ def test_patterns_become_one_entry_per_module(tmp_path: Path, base: BaseInfo) ->
     config = {"rank_pattern": {"layers.0.self_attn.q_proj": 4, "q_proj": 16}, "alpha_pattern": {"q_proj": 2}}
     found = _taken(tmp_path, base, "a", config, tensors)
     assert found.rank == 16
-    assert found.config["rank_pattern"] == {
-        "^model.layers.0.self_attn.q_proj": 4,
-        "^model.layers.1.self_attn.q_proj": 16,
-    }
+    # No module has the config's rank of 8: vLLM measures `r` against --max-lora-rank all the same.
+    assert found.config["r"] == 16
+    assert found.config["rank_pattern"] == {"^model.layers.0.self_attn.q_proj": 4}
     assert found.config["alpha_pattern"] == {
         "^model.layers.0.self_attn.q_proj": 2,
         "^model.layers.1.self_attn.q_proj": 2,
@@ -335,12 +336,18 @@ def test_patterns_become_one_entry_per_module(tmp_path: Path, base: BaseInfo) ->
     assert found.config["target_modules"] == ["q_proj"]
 
 
-def test_embeddings_are_taken_with_the_same_vocabulary(tmp_path: Path, base: BaseInfo) -> None:
-    embedding: Tensors = [
-        ("base_model.model.model.embed_tokens.lora_embedding_A", "BF16", [8, 100], numbers(800)),
-        ("base_model.model.model.embed_tokens.lora_embedding_B", "BF16", [32, 8], numbers(256)),
-    ]
-    assert _taken(tmp_path, base, "a", {}, [*usual(), *embedding]).rank == 8
+EMBEDDING: Tensors = [
+    ("base_model.model.model.embed_tokens.lora_embedding_A", "BF16", [8, 100], numbers(800)),
+    ("base_model.model.model.embed_tokens.lora_embedding_B", "BF16", [32, 8], numbers(256)),
+]
+
+
+def test_embeddings_are_taken_where_vllm_takes_them(tmp_path: Path, base: BaseInfo) -> None:
+    """vLLM 0.32: `embedding_modules` of LlamaForCausalLM, none of Qwen2ForCausalLM, which answers a load with 500."""
+    folder = write(tmp_path / "a", {}, [*usual(), *EMBEDDING])
+    llama = described("demo-base", str(write_base(tmp_path / "llama" / "demo-base", model_type="llama")))
+    assert check(folder, llama, 16).rank == 8
+    assert _reason(folder, base) == "embedding_lora"
 
 
 def test_an_untrained_adapter_and_another_bases_name_are_warnings(tmp_path: Path, base: BaseInfo) -> None:
