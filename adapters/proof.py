@@ -28,9 +28,9 @@ PROMPTS: tuple[str, ...] = (
 MAX_PROMPTS = 8
 TOKENS = 16
 TIMEOUT_S = 60.0  # all of it; a loaded engine may let a first token wait for tens of seconds
-# The largest difference seen between the same weights was 0.17 from bfloat16 with AVX-512 to bfloat16 with AVX2, and 0.30
-# from bfloat16 to the trainer's float32 (docs/proof.md); bfloat16's steps are 0.125 wide for logits above 16. With 0.5
-# none of 1,215 pairs of the same weights fell out, and none of 1,458 pairs of different adapters passed.
+# The largest difference seen between the same weights was 0.17 from bfloat16 with AVX-512 to bfloat16 with AVX2, and
+# 0.30 from bfloat16 to the trainer's float32 (docs/proof.md); bfloat16's steps are 0.125 wide for logits above 16. With
+# 0.5 none of 1,215 pairs of the same weights fell out, and none of 1,458 pairs of different adapters passed.
 TOLERANCE = 0.5
 SAME = 1e-3  # below this nothing was added to the base: its own answer repeated is equal to the last digit
 

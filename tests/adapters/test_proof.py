@@ -289,6 +289,16 @@ async def test_engines_that_cannot_be_compared(
     assert says in found.reason
 
 
+@pytest.mark.parametrize(("moved", "verdict"), [(0.0005, Verdict.NO_EFFECT), (0.01, Verdict.PASSED)])
+async def test_a_small_effect_is_an_effect(
+    client: EngineClient, engine: FakeVLLM, moved: float, verdict: Verdict
+) -> None:
+    for model, logprob in ((BASE, -1.0), (NAME, -1.0 - moved)):
+        body = answer(token_logprobs=[logprob])
+        engine.script(Fault.STATUS, times=None, status=200, body=body, model=model)
+    assert (await prove(client, NAME, BASE)).verdict is verdict
+
+
 async def test_an_adapter_that_says_nothing_at_all(client: EngineClient, engine: FakeVLLM) -> None:
     nothing = b'{"choices": [{"index": 0, "text": "", "logprobs": null}], "usage": {"completion_tokens": 0}}'
     engine.script(Fault.STATUS, times=None, status=200, body=nothing, model=NAME)

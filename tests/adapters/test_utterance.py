@@ -56,6 +56,12 @@ def test_a_parting_that_no_rounding_explains(chosen: str, logprob: float, second
     assert not agree(parted, A, 0.3)
 
 
+def test_one_that_was_sure_of_its_choice_did_not_part_at_a_tie() -> None:
+    other = Utterance("p", ("w",), (-0.05,), (("a", -0.2),))  # where A took a without a second thought
+    assert not agree(A, other, 0.3)
+    assert not agree(other, A, 0.3)
+
+
 def test_a_shorter_one_agrees_only_where_it_may_have_been_cut() -> None:
     short = Utterance("p", A.tokens[:2], A.logprobs[:2], A.runners_up[:2])
     assert not agree(A, short, 0.5)
