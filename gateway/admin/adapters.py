@@ -38,7 +38,7 @@ from gateway.admin.uploads import arriving
 Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
 
 
-Figures = Callable[[str, str], dict[str, Any]]  # public name, version of its canary → both arms
+Figures = Callable[[str, Canary], dict[str, Any]]  # public name, its canary → what both arms did
 
 
 class AdapterRoutes:
@@ -150,7 +150,7 @@ class AdapterRoutes:
             percent=canary.percent,
             since=int(canary.since),
             rules=RulesView(**asdict(canary.rules)),
-            **self._figures(name, canary.version),
+            **self._figures(name, canary),
         )
 
 

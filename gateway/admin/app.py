@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from adapters.arrivals import Arrivals
 from adapters.service import AdapterService
+from adapters.types import Canary
 from gateway.admin import problems
 from gateway.admin.adapters import AdapterRoutes
 from gateway.admin.docs import DocRoutes
@@ -38,7 +39,7 @@ class AdminServices:
     keys: KeyService
     adapters: AdapterService
     arrivals: Arrivals
-    canary_figures: Callable[[str, str], dict[str, Any]]
+    canary_figures: Callable[[str, Canary], dict[str, Any]]
     usage: UsageService
     live_keys: Callable[[], Mapping[str, Key]] = field(repr=False)
     status: Callable[[], dict[str, Any]]

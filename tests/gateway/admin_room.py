@@ -105,7 +105,7 @@ def services(
         keys=keys,
         adapters=adapter_service(db, home),
         arrivals=arrivals,
-        canary_figures=lambda name, version: Trial(version, 0.0).figures(),
+        canary_figures=lambda name, canary: Trial(canary.version, 0.0).figures(canary.rules),
         usage=UsageService(db, recorder),
         live_keys=lambda: live,
         status=status,
