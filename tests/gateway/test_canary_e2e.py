@@ -86,9 +86,10 @@ class Trying:
 
 @asynccontextmanager
 async def trying(tmp_path: Path, versions: int = 2) -> AsyncIterator[Trying]:
+    # A canary that fails five times in a row has its engine ejected: here it is about what becomes of the canary.
     async with (
         FakeVLLM() as engine,
-        running(tmp_path / "data", [engine]) as gateway,
+        running(tmp_path / "data", [engine], health={"eject_after": 10**6}) as gateway,
         await gateway.http() as http,
         gateway.admin() as admin,
     ):
