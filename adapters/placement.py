@@ -142,20 +142,39 @@ def _assigned(
     names to less loaded replicas took the busiest one from 1.22 to 1.19 times the mean.
     """
     urls = tuple(room)
-    homes: dict[str, tuple[str, ...]] = {}
+    homes: dict[str, list[str]] = {}
+    loose: dict[str, list[str]] = {}  # URL → names there that have more homes than they need
     for name in names:
-        kept = had.get(name, ())
-        if kept:
-            leaving = sum(url in rendezvous(name, urls)[: copies[name]] for url in joined)  # it is better off there
-            kept = [url for url in kept[: max(copies[name] - leaving, 0)] if room[url]]
-            for url in kept:
-                room[url] -= 1
-        homes[name] = tuple(kept)
-    missing = sorted((-copies[name].bit_length(), name) for name in names if len(homes[name]) < copies[name])
-    for _, name in missing:  # those that need the most replicas while there is room on many
-        kept, ranked = homes[name], rendezvous(name, urls)
-        added = [url for url in ranked if room[url] and url not in kept][: copies[name] - len(kept)]
-        for url in added:
+        homes[name] = kept = [url for url in had.get(name, ()) if room[url]]
+        if kept and joined:
+            kept += [url for url in rendezvous(name, urls)[: copies[name]] if url in joined and room[url]]
+        for url in kept:
             room[url] -= 1
-        homes[name] = tuple(sorted((*kept, *added), key=ranked.index))
-    return {name: found for name, found in homes.items() if found}
+            if len(kept) > copies[name] and url not in joined:
+                loose.setdefault(url, []).append(name)
+    changed = [name for name in names if len(homes[name]) != copies[name]]
+    changed.sort(key=lambda name: (-copies[name].bit_length(), name))  # many copies: while there is room on many
+    for name in changed:
+        own, missing = homes[name], copies[name] - len(homes[name])
+        for url in rendezvous(name, urls) if missing > 0 else ():
+            if missing and url not in own and (room[url] or _freed(loose.get(url, ()), url, homes, copies, room)):
+                room[url] -= 1
+                missing -= 1
+                own.append(url)
+    for name in changed:
+        ranked, spare = rendezvous(name, urls), max(len(homes[name]) - copies[name], 0)
+        going = [url for url in reversed(ranked) if url in homes[name] and url not in joined][:spare]
+        homes[name] = [url for url in ranked if url in homes[name] and url not in going]
+    return {name: tuple(found) for name, found in homes.items() if found}
+
+
+def _freed(
+    loose: Iterable[str], url: str, homes: Mapping[str, list[str]], copies: Mapping[str, int], room: dict[str, int]
+) -> bool:
+    """Whether one of `loose` could give its home at `url` up."""
+    for name in loose:
+        if len(homes[name]) > copies[name] and url in homes[name]:
+            homes[name].remove(url)
+            room[url] += 1
+            return True
+    return False
