@@ -29,6 +29,8 @@ from adapters.shelf import Shelf
 from adapters.traffic import Traffic
 from gateway.admin.app import AdminServices, create_admin, create_metrics
 from gateway.canary import Canaries
+from gateway.capacity import Capacity
+from gateway.demand import Demand
 from gateway.health import Health
 from gateway.keys import KeyService
 from gateway.loading import Loader
@@ -61,6 +63,7 @@ class Gateway:
     health: Health
     keys: KeyService
     adapters: AdapterService
+    demand: Demand
     metrics: Metrics
     public_app: FastAPI
     admin_app: FastAPI
@@ -124,12 +127,15 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
 
         states = engine_states or list
         health = Health(proxy, lambda: refresher.trouble, states)
-        status = Status(settings, proxy, health, adapters, recorder, wall, states)
+        demand = await stack.enter_async_context(Demand(fleet, loader, reconciler, metrics, clock))
+        capacity = Capacity(demand, reconciler, settings.adapters.max_lora_rank)
+        status = Status(settings, proxy, health, adapters, recorder, wall, states, capacity)
+        metrics.capacity = capacity.gauges
         _connect_gauges(metrics, proxy, status, reconciler)
         usage = UsageService(db, recorder)
         arrivals = Arrivals(settings.adapter_store, clock=wall)
         stack.push_async_callback(arrivals.close)
-        yield _behind_doors(settings, proxy, health, status, keys, adapters, arrivals, canaries, usage, wall)
+        yield _behind_doors(settings, proxy, health, status, keys, adapters, arrivals, canaries, usage, demand, wall)
 
 
 def _behind_doors(
@@ -142,6 +148,7 @@ def _behind_doors(
     arrivals: Arrivals,
     canaries: Canaries,
     usage: UsageService,
+    demand: Demand,
     wall: Callable[[], float],
 ) -> Gateway:
     services = AdminServices(
@@ -164,6 +171,7 @@ def _behind_doors(
         health=health,
         keys=keys,
         adapters=adapters,
+        demand=demand,
         metrics=proxy.metrics,
         public_app=create_public(proxy, health),
         admin_app=create_admin(services),

@@ -28,6 +28,14 @@ TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5
 OVERHEAD_SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
 
 
+_CAPACITY = {
+    "loragate_adapter_slots": "Adapters that all ready engines hold together.",
+    "loragate_adapter_working_set": "Adapters asked for in the last five minutes.",
+    "loragate_adapter_window_requests": "Requests for adapters in the last five minutes.",
+    "loragate_adapter_window_misses": "Of those, the ones that waited for a load.",
+}
+
+
 class Histogram:
     """Counts per bucket and a sum; `observe` is the hot path's only call."""
 
@@ -149,6 +157,7 @@ class Metrics:
         self.client_closed = 0
         self.adapter_misses = 0
         self.evictions: Callable[[], Iterable[tuple[str, int]]] = lambda: ()
+        self.capacity: Callable[[], Mapping[str, float]] = dict
         self.in_flight: Callable[[], int] = lambda: 0
         self.replica_up: Callable[[], Iterable[tuple[str, bool]]] = lambda: ()
         self.adapters: Callable[[], Mapping[str, int]] = dict
@@ -185,6 +194,8 @@ class Metrics:
         for url, count in self.evictions():
             evictions.add_metric((url,), count)
         yield evictions
+        for name, value in self.capacity().items():
+            yield GaugeMetricFamily(name, _CAPACITY[name], value=value)
         yield CounterMetricFamily("loragate_client_closed", "Callers that left early.", value=self.client_closed)
         yield GaugeMetricFamily("loragate_in_flight", "Inference requests being answered.", value=self.in_flight())
         up = GaugeMetricFamily("loragate_replica_up", "1 while the replica is ready.", labels=("replica",))

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from adapters.service import AdapterService
+from gateway.capacity import Capacity
 from gateway.health import Health
 from gateway.settings import Settings
 from gateway.usage import UsageRecorder
@@ -26,6 +27,7 @@ class Status:
         recorder: UsageRecorder,
         wall: Callable[[], float],
         engine_states: Callable[[], list[dict[str, Any]]],
+        capacity: Capacity,
     ) -> None:
         self._settings = settings
         self._proxy = proxy
@@ -35,6 +37,7 @@ class Status:
         self._wall = wall
         self._started = wall()
         self._engine_states = engine_states
+        self._capacity = capacity
 
     def document(self) -> dict[str, Any]:
         """The body of /admin/v1/status."""
@@ -54,6 +57,7 @@ class Status:
             "keys": len(snapshot.keys),
             "in_flight": self._proxy.admission.in_flight,
             "adapters": dict(self.adapter_counts()),
+            "capacity": self._capacity.document(),
             "replicas": body["replicas"],
             "engines": self._engine_states(),
             "usage_dropped": self._recorder.dropped,

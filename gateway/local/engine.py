@@ -19,6 +19,7 @@ PLUGIN = Path(__file__).resolve().parent / "engine_plugin"  # nothing else may l
 # Flags that carry what the gateway relies on; everything else after `--` goes to vLLM, and there the last one wins.
 OWNED = ("--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--root-path", "--enable-lora")
 MAX_LORA_RANK = 16  # vLLM's own default
+MAX_LORAS = 4  # adapters it computes with at once
 OWNED_PREFIXES = ("--ssl-", "--no-enable-lora")
 # What a child may know of the caller's environment. No token, cloud credential or setting of ours is among them.
 ALLOWED = frozenset(
@@ -74,7 +75,7 @@ def launch(
     need_flags(flags)
     argv = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(link)]
     argv += ["--served-model-name", model.id, "--host", "127.0.0.1", "--port", str(port)]
-    argv += ["--enable-lora", "--max-loras", "4", "--max-lora-rank", str(MAX_LORA_RANK)]
+    argv += ["--enable-lora", "--max-loras", str(MAX_LORAS), "--max-lora-rank", str(MAX_LORA_RANK)]
     if not hardware.gpus:
         argv += ["--dtype", "bfloat16", "--enforce-eager"]
     env = child_environ(environ, places, hardware, demo=model.demo)
@@ -82,16 +83,16 @@ def launch(
     return Launch((*argv, *flags), env, places.data, f"http://127.0.0.1:{port}", port, model.id, api_key)
 
 
-def max_lora_rank(flags: Sequence[str]) -> int:
-    """The largest rank that an engine started with `flags` takes; CannotStart where it is no number."""
-    rank = str(MAX_LORA_RANK)
+def number(flags: Sequence[str], wanted: str, default: int) -> int:
+    """What an engine started with `flags` takes for the flag `wanted`; CannotStart where it is no number above 0."""
+    found = str(default)
     for flag, following in zip(flags, (*flags[1:], ""), strict=False):  # no flags: nothing to pair
         name, _, value = flag.partition("=")
-        if name == "--max-lora-rank":
-            rank = value or following
-    if not rank.isdigit():
-        raise CannotStart("--max-lora-rank takes a number, such as --max-lora-rank 64.")
-    return int(rank)
+        if name == wanted:
+            found = value or following
+    if not (found.isascii() and found.isdigit() and int(found)):
+        raise CannotStart(f"{wanted} takes a number above 0, such as {wanted} {default}.")
+    return int(found)
 
 
 def child_environ(environ: Mapping[str, str], places: Places, hardware: Hardware, *, demo: bool) -> dict[str, str]:

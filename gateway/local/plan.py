@@ -20,7 +20,7 @@ from gateway.local.errors import CannotStart
 from gateway.local.models import Model
 from gateway.local.pins import kinds
 from gateway.local.places import Places
-from gateway.settings import Adapters, Engine, Settings
+from gateway.settings import Engine, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,9 @@ async def make(
             )
         return Plan(options.settings, None, demo=False)
     engine.need_flags(options.vllm_flags)
-    rank = engine.max_lora_rank(options.vllm_flags)
+    rank = engine.number(options.vllm_flags, "--max-lora-rank", engine.MAX_LORA_RANK)
+    slots = engine.number(options.vllm_flags, "--max-loras", engine.MAX_LORAS)
+    held = engine.number(options.vllm_flags, "--max-cpu-loras", slots)
     chosen = None if options.model is not None and models.is_hub_id(options.model) else _local(options.model)
     machine = hardware.look(environ)
     kind = kinds()[_kind(machine, own=bool(environ.get("LORAGATE_ENGINE_PYTHON")))]
@@ -85,8 +87,9 @@ async def make(
         environ=environ,
         flags=options.vllm_flags,
     )
-    local = Engine(url=launch.url, api_key=SecretStr(launch.api_key))
-    adapters = Adapters(max_lora_rank=rank)
+    key = SecretStr(launch.api_key)
+    local = Engine(url=launch.url, api_key=key, max_loras=slots, max_cpu_loras=held)
+    adapters = options.settings.adapters.model_copy(update={"max_lora_rank": rank})
     settings = options.settings.model_copy(update={"engines": (local,), "adapters": adapters})
     return Plan(settings, launch, chosen.demo)
 

@@ -110,11 +110,13 @@ def test_flags_that_the_gateway_relies_on_are_refused(places: Places, flag: str)
 
 
 def test_the_rank_that_the_engine_takes_is_the_rank_that_adapters_may_have() -> None:
-    assert engine.max_lora_rank(()) == 16
-    assert engine.max_lora_rank(("--max-loras", "8", "--max-lora-rank", "64")) == 64
-    assert engine.max_lora_rank(("--max-lora-rank=32",)) == 32
-    with pytest.raises(CannotStart, match="takes a number"):
-        engine.max_lora_rank(("--max-lora-rank",))
+    rank = "--max-lora-rank"
+    assert engine.number((), rank, 16) == 16
+    assert engine.number(("--max-loras", "8", rank, "64"), rank, 16) == 64
+    assert engine.number(("--max-lora-rank=32",), rank, 16) == 32
+    for nonsense in ((rank,), (rank, "0"), (rank, "\u0663"), (rank, "many")):
+        with pytest.raises(CannotStart, match="takes a number above 0, such as --max-lora-rank 16"):
+            engine.number(nonsense, rank, 16)
 
 
 @pytest.mark.parametrize("words", [("./my-model",), ("my-model", "--max-model-len", "4096")])
