@@ -221,16 +221,20 @@ class Canaries:
             trial = Trial(canary.version, self._clock())
         return trial.figures(canary.rules)
 
+    async def judge_all(self) -> None:
+        """Look at every canary of which there is enough news; what goes wrong with one is logged."""
+        for name, trial in list(self._trials.items()):
+            try:
+                await self._judge(name, trial)
+            except ServiceError as error:  # the registry is away: next second again
+                log.warning("the canary of %s cannot be judged: %s", name, error.message)
+            except Exception:  # the loop must live to judge the others
+                log.exception("the canary of %s cannot be judged", name)
+
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(JUDGE_S)
-            for name, trial in list(self._trials.items()):
-                try:
-                    await self._judge(name, trial)
-                except ServiceError as error:  # the registry is away: next second again
-                    log.warning("the canary of %s cannot be judged: %s", name, error.message)
-                except Exception:  # the loop must live to judge the others
-                    log.exception("the canary of %s cannot be judged", name)
+            await self.judge_all()
 
     async def _judge(self, name: str, trial: Trial) -> None:
         if trial.known_at != self._serial:

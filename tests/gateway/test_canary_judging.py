@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from adapters.canary import Verdict
+from adapters.errors import Unavailable
 from adapters.types import Adapter, Canary, Rules
 from gateway.canary import FAULTS, SLOT_REQUESTS, SLOTS, Canaries, Trial
 from gateway.metrics import MODEL_LABELS, Metrics
@@ -158,13 +159,17 @@ class _Registry:
     def __init__(self) -> None:
         self.ended: list[tuple[str, str, str | None]] = []
         self.since = 1.0
+        self.away = False
+        self.first = True  # nobody else has ended it
 
     async def show(self, name: str) -> Adapter:
+        if self.away:
+            raise Unavailable("The database is away.")
         return Adapter(name, "0" * 12, None, (), 0.0, 0.0, Canary(VERSION, 10, self.since, Rules(min_requests=5)))
 
     async def end_canary(self, name: str, *, by: str, why: str, only: str | None) -> bool:
         self.ended.append((by, why, only))
-        return True
+        return self.first
 
 
 def _snapshot(serial: int, *names: str) -> Snapshot:
@@ -224,15 +229,30 @@ async def test_a_canary_that_began_anew_is_counted_anew() -> None:
     for n in range(60):
         canaries.observe(_part(n % 2 == 0, n, error="upstream_error"), "502" if n % 2 == 0 else "200", 1.0, 5, False)
     registry.since = 2.0
-    await canaries._judge("support", canaries._trials["support"])
+    await canaries.judge_all()
     assert len(registry.ended) == 1, "thirty of thirty against none"
     assert registry.ended[0][0] == "gateway"
     assert registry.ended[0][2] == VERSION
     canaries.follow(_snapshot(2, "support"))
     registry.since = 3.0
-    await canaries._judge("support", canaries._trials["support"])
+    await canaries.judge_all()
     assert len(registry.ended) == 1
     assert canaries.figures("support", replace(TRYING, since=3.0))["canary"]["requests"] == 0
+
+
+async def test_a_registry_that_is_away_is_asked_again_and_who_comes_second_counts_nothing() -> None:
+    registry, metrics = _Registry(), Metrics()
+    canaries = Canaries(registry, metrics, lambda: 0.0)
+    canaries.follow(_snapshot(1, "support", "other"))
+    for n in range(60):
+        canaries.observe(_part(n % 2 == 0, n, error="upstream_error"), "502" if n % 2 == 0 else "200", 1.0, 5, False)
+    registry.away = True
+    await canaries.judge_all()
+    assert registry.ended == []
+    registry.away = registry.first = False
+    await canaries.judge_all()
+    assert len(registry.ended) == 1
+    assert metrics.canaries.ended == {}
 
 
 def test_labels_are_bounded() -> None:
