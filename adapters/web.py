@@ -20,7 +20,6 @@ from adapters.progress import Progress
 from adapters.source import SourceRefused, is_loopback
 from adapters.transfer import Body, Broken, Missing
 
-PIECE = 1024 * 1024
 REDIRECTS = 8
 CONNECT_TIMEOUT_S = 15.0
 IDLE_TIMEOUT_S = 60.0  # without a byte
@@ -125,7 +124,7 @@ def _body(response: httpx.Response, linked: Mapping[str, str]) -> Body:
         start, size = int(found[1]), int(found[2]) if found[2] != "*" else None
     elif length.isdecimal():
         size = int(length)
-    return Body(start, size, _tag(response.headers), response.iter_raw(PIECE), _stated(linked))
+    return Body(start, size, _tag(response.headers), response.iter_raw(), _stated(linked))
 
 
 def _tag(headers: Mapping[str, str]) -> str | None:

@@ -60,9 +60,10 @@ class _Sparing(io.RawIOBase):
         self._most = most
 
     def read(self, size: int = -1, /) -> bytes:
-        if not 0 <= size <= self._most:
+        data = self._file.read(size if 0 <= size <= self._most else self._most + 1)
+        if len(data) > self._most:
             raise damaged("its directory is too large")
-        return self._file.read(size)
+        return data
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         return self._file.seek(offset, whence)

@@ -1,0 +1,181 @@
+"""A real server that adapters come from: the web with ranges, a hub, an object store; it can break off and lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to one request. after: send so many bytes of the body, then cut, or (hang) say nothing more."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    after: int | None = None
+    hang: bool = False
+
+
+@dataclass
+class Asked:
+    method: str
+    path: str
+    headers: dict[str, str]
+
+
+@dataclass
+class Elsewhere:
+    """files: path → bytes. Faults are used up in order, one a request for a file."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
+    ranges: bool = True
+    tags: bool = True
+    lengths: bool = True
+    extra: dict[str, str] = field(default_factory=dict)
+    redirects: dict[str, str] = field(default_factory=dict)
+    commits: dict[str, str] = field(default_factory=lambda: {"main": COMMIT})
+    digests: dict[str, str] = field(default_factory=dict)  # path → what the hub says in x-linked-etag
+    token: str | None = None
+    port: int = 0
+    hanging: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def etag(self, data: bytes) -> str:
+        return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    here: Elsewhere
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        here = self.here
+        path = unquote(self.path.partition("?")[0])
+        here.asked.append(Asked(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
+        if path.startswith("/api/models/"):
+            self._hub(path)
+        elif path in here.redirects:
+            self._plain(302, {"Location": here.redirects[path]})
+        elif found := re.fullmatch(r"(/[^/]+/[^/]+)/resolve/([0-9a-f]{40})/(.+)", path):
+            self._resolve(found[1], found[2], found[3])
+        elif self.command == "GET" and here.faults and here.faults[0].status:
+            fault = here.faults.pop(0)
+            self._plain(fault.status, fault.headers)
+        elif path not in here.files:
+            self._plain(404, {"Content-Type": "application/xml"}, b"<Error><Code>NoSuchKey</Code></Error>")
+        else:
+            self._file(here.files[path])
+
+    def _file(self, data: bytes) -> None:
+        here = self.here
+        fault = here.faults.pop(0) if here.faults and self.command == "GET" else Fault()
+        status, part, headers = 200, data, {"ETag": here.etag(data)} if here.tags else {}
+        asked = self.headers.get("Range")
+        if_range = self.headers.get("If-Range", here.etag(data))
+        if asked and here.ranges and if_range == here.etag(data):
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            begin, end = int(first), min(int(last) if last else len(data) - 1, len(data) - 1)
+            if begin >= len(data):
+                self._plain(416, {})
+                return
+            status, part = 206, data[begin : end + 1]
+            headers["Content-Range"] = f"bytes {begin}-{end}/{len(data)}"
+        headers |= {"Last-Modified": "Mon, 23 Nov 2026 10:00:00 GMT"} if here.tags else {}
+        if here.lengths:
+            headers["Content-Length"] = str(len(part))
+        else:
+            headers["Connection"] = "close"
+            self.close_connection = True
+        self._head(status, headers | here.extra)
+        if self.command == "HEAD":
+            return
+        self.wfile.write(part if fault.after is None else part[: fault.after])
+        if fault.hang:
+            self.wfile.flush()
+            here.hanging.set()
+            here.released.wait(30)
+        if fault.after is not None:
+            self.close_connection = True
+
+    def _hub(self, path: str) -> None:
+        found = re.fullmatch(r"/api/models(/[^/]+/[^/]+)/revision/(.+)", path)
+        files = [name[len(found[1]) + 1 :] for name in self.here.files if found and name.startswith(found[1] + "/")]
+        stranger = self.here.token and self.headers.get("Authorization") != f"Bearer {self.here.token}"
+        if stranger or not files or not found:
+            self._plain(401, {"X-Error-Code": "RepoNotFound"})
+        elif found[2] not in self.here.commits and found[2] not in self.here.commits.values():
+            self._plain(404, {"X-Error-Code": "RevisionNotFound"})
+        else:
+            sha = self.here.commits.get(found[2], found[2])
+            answer = {"sha": sha, "siblings": [{"rfilename": name} for name in files]}
+            self._plain(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+
+    def _resolve(self, repo: str, commit: str, name: str) -> None:
+        data = self.here.files.get(f"{repo}/{name}")
+        if data is None or commit not in self.here.commits.values():
+            self._plain(404, {"X-Error-Code": "EntryNotFound"})
+            return
+        large = name.endswith(".safetensors")
+        digest = (
+            hashlib.sha256(data).hexdigest() if large else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        )
+        linked = {"X-Linked-Etag": f'"{self.here.digests.get(name, digest)}"', "X-Repo-Commit": commit}
+        self._plain(302, {"Location": f"{repo}/{name}", **linked})
+
+    def _plain(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
+        self._head(status, {**headers, "Content-Length": str(len(body))})
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _head(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = False
+    block_on_close = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # a client that leaves in the middle is part of the tests
+
+
+@contextmanager
+def elsewhere() -> Iterator[Elsewhere]:
+    """A server of its own on a free port."""
+    here = Elsewhere()
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"here": here, "timeout": 10}))
+    here.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield here
+    finally:
+        here.released.set()
+        server.shutdown()
+        thread.join()
+        server.socket.close()
