@@ -226,12 +226,8 @@ class Replica:
 
     async def _load(self, engine_name: str, wait_s: float | None) -> None:
         try:
-            until = asyncio.get_running_loop().time() + (wait_s or 0.0)
-            try:
-                while not await self._load_where_room(engine_name, evict=wait_s is not None):
-                    await self._wait_for_room(until)
-            finally:
-                self._traffic.fed(self.url)
+            if not await self._load_where_room(engine_name, evict=wait_s is not None):
+                await self._load_after_others(engine_name, wait_s or 0.0)
             self._failures.pop(engine_name, None)
         except EngineUnreachable as exc:
             self._lose(exc.message)
@@ -268,23 +264,27 @@ class Replica:
             self.elsewhere -= {engine_name}
             return True
 
-    async def _wait_for_room(self, until: float) -> None:
-        self._room.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(min(until, asyncio.get_running_loop().time() + PATIENCE_S)):
-                await self._room.wait()
-                return
-        if until > asyncio.get_running_loop().time():
-            self._traffic.starving(self.url)
+    async def _load_after_others(self, engine_name: str, wait_s: float) -> None:
+        """Wait until something here is idle and may be put out; Saturated."""
+        until = asyncio.get_running_loop().time() + wait_s
+        self._traffic.waits(self.url)
         try:
-            async with asyncio.timeout_at(until):
-                await self._room.wait()
-        except TimeoutError:
-            raise Saturated(
-                f"Engine {self.url} has {len(self.resident)} adapters in use or pinned, and no room for another. "
-                "Start it with a larger --max-loras, or try again.",
-                retry_after_s=2,
-            ) from None
+            while asyncio.get_running_loop().time() < until:
+                self._room.clear()
+                try:
+                    async with asyncio.timeout(PATIENCE_S):
+                        await self._room.wait()
+                except TimeoutError:
+                    self._traffic.starving(self.url)
+                if await self._load_where_room(engine_name, evict=True):
+                    return
+        finally:
+            self._traffic.fed(self.url)
+        raise Saturated(
+            f"Engine {self.url} has {len(self.resident)} adapters in use or pinned, and no room for another. "
+            "Start it with a larger --max-loras, or try again.",
+            retry_after_s=2,
+        )
 
     def _free(self) -> int:
         if self.client.capacity is None:

@@ -17,11 +17,14 @@ class Traffic(Protocol):
     def idle(self, url: str, names: Collection[str]) -> Sequence[str]:
         """Those of `names` (resident at `url`) that nothing in flight uses, the first to be put out first."""
 
+    def waits(self, url: str) -> None:
+        """Somebody waits for room at `url`, and should be told of every adapter that becomes idle there."""
+
     def starving(self, url: str) -> None:
-        """Somebody waits for room at `url`: one of the adapters that are busy there should run dry."""
+        """They have waited long: one of the adapters that are busy at `url` should run dry."""
 
     def fed(self, url: str) -> None:
-        """Whoever waited there has got it, or gave up."""
+        """They have got it, or gave up."""
 
     def in_use(self, engine_name: str) -> bool:
         """Whether a request that was admitted may still want these weights."""
@@ -35,6 +38,9 @@ class NoTraffic:
 
     def idle(self, url: str, names: Collection[str]) -> Sequence[str]:
         return sorted(names)
+
+    def waits(self, url: str) -> None:
+        return None
 
     def starving(self, url: str) -> None:
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from adapters import placement
 from adapters.errors import Saturated, ServiceError
 from adapters.placement import Plan
 from adapters.reconcile import Reconciler
+from adapters.replica import PATIENCE_S
 from adapters.types import ReplicaState as Seen
 from adapters.types import ReplicaView
 from gateway.errors import ModelLoading
@@ -49,9 +51,9 @@ class Loader:
         self._running: set[asyncio.Task[None]] = set()
         self._loads: dict[str, asyncio.Task[None]] = {}  # engine name → the one search for a replica that takes it
         self._waiting: dict[str, int] = {}  # engine name → requests that wait for that
+        self._wanting: Counter[str] = Counter()  # url → loads that wait for room there
         self._changed = asyncio.Event()  # something became idle or resident
         self.plan: Plan = placement.EMPTY  # set by whoever follows demand
-        fleet.freed = self._freed
 
     def attach(
         self,
@@ -120,6 +122,10 @@ class Loader:
         fresh = len(last)  # loaded and not asked for yet: the youngest
         return sorted(rest, key=lambda name: (url in self.plan.homes.get(name, ()), last.get(name, fresh), name))
 
+    def waits(self, url: str) -> None:
+        self._wanting[url] += 1
+        self._fleet.freed = self._freed  # costs half a microsecond a request, so only while somebody waits
+
     def starving(self, url: str) -> None:
         """Let the adapter with the least to do at `url` run dry; requests for it go elsewhere or wait their turn."""
         replica = self._replica(url)
@@ -129,7 +135,12 @@ class Loader:
             replica.draining = min(busy, key=lambda name: (replica.busy[name], name))
 
     def fed(self, url: str) -> None:
-        self._replica(url).draining = ""
+        self._wanting[url] -= 1
+        if not self._wanting[url]:
+            del self._wanting[url]
+            self._replica(url).draining = ""
+        if not self._wanting:
+            self._fleet.freed = None
         self._changed.set()
 
     def in_use(self, engine_name: str) -> bool:
@@ -203,12 +214,25 @@ class Loader:
                     elif wait_s > 0:
                         break
                     elif self._fleet.pick(target) is None:
-                        await self._changed.wait()
+                        await self._wait_for_turn(target)
                 else:
                     return
         except TimeoutError:
             pass
         raise _loading(target, wait_s if wait_s > 0 else 2)
+
+    async def _wait_for_turn(self, target: Target) -> None:
+        """It is loaded, and as many others are in flight there as the engine has slots: until something changes."""
+        holder = next(r.url for r in self._fleet.replicas if target.engine_name in r.resident)
+        self.waits(holder)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self._changed.wait()
+        except TimeoutError:
+            self.starving(holder)
+            await self._changed.wait()
+        finally:
+            self.fed(holder)
 
     async def _bring(self, target: Target, until: float) -> int:
         """0 once a replica has it; seconds until it is worth asking again where none takes it; -1: wait for news."""
@@ -249,11 +273,10 @@ class Loader:
         return 0
 
     def _freed(self, replica: Replica) -> None:
-        """A name became idle: called on every such occasion, so it does nothing unless somebody waits."""
-        if self._waiting or replica.draining:
-            self._changed.set()
-            if self._reconciler is not None:
-                self._reconciler.freed(replica.url)
+        """A name became idle while somebody waits for room."""
+        self._changed.set()
+        if self._reconciler is not None:
+            self._reconciler.freed(replica.url)
 
     def _replica(self, url: str) -> Replica:
         return next(replica for replica in self._fleet.replicas if replica.url == url)
