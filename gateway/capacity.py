@@ -53,6 +53,11 @@ class Capacity:
             "advice": advice.text,
         }
 
+    def failed(self) -> int:
+        """Versions that some ready engine could not load, or does not answer with."""
+        ready = [view for view in self._reconciler.residency.values() if view.state is ReplicaState.READY]
+        return len(frozenset[str]().union(*(view.failed for view in ready)))
+
     def gauges(self) -> dict[str, float]:
         """Name → value, for a scrape."""
         seen, advice = self._demand.seen(), self.advice()

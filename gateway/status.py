@@ -65,13 +65,14 @@ class Status:
         }
 
     def adapter_counts(self) -> dict[str, int]:
-        """Versions by what they are here: live, stored, and resident in at least one engine."""
+        """Versions by what they are here: live, stored, resident in an engine, failed in one."""
         snapshot = self._proxy.snapshot
         live = len(snapshot.models) - (1 if snapshot.base is not None else 0)
         resident: set[str] = set()
         for replica in self._proxy.fleet.replicas:
             resident |= replica.resident
-        return {"live": live, "stored": len(snapshot.versions), "resident": len(resident)}
+        failed = self._capacity.failed()
+        return {"live": live, "stored": len(snapshot.versions), "resident": len(resident), "failed": failed}
 
 
 def _version() -> str:

@@ -44,6 +44,11 @@ METRICS = {
         "replica_up",
         "adapters",
         "adapter_load_seconds",
+        "adapter_slots",
+        "adapter_working_set",
+        "adapter_window_requests",
+        "adapter_window_misses",
+        "canary_ended_total",
         "training_jobs",
     ]
 }
