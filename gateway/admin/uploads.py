@@ -26,7 +26,7 @@ from gateway.errors import Forbidden, RequestTimeout, RequestTooLarge
 from gateway.keys import Key
 
 REGISTER, CHECK = "/admin/v1/adapters", "/admin/v1/adapters/check"
-ARRIVED = "loragate.arrived"  # where an upload is left for its route
+UPLOADED = "loragate.uploaded"  # where an upload is left for its route: what arrived, and what to close then
 MAX_FIELD_BYTES = 16 * 1024
 MAX_PARTS = 16
 IDLE_TIMEOUT_S = 30.0  # without a byte; there is no deadline for all of it
@@ -57,7 +57,7 @@ class Uploads:
             body = json.dumps({**form.fields, "source": arrived.source}).encode()
             headers = [pair for pair in scope["headers"] if pair[0] not in (b"content-type", b"content-length")]
             headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-            await self._app({**scope, "headers": headers, ARRIVED: arrived}, _once(body, receive), send)
+            await self._app({**scope, "headers": headers, UPLOADED: (arrived, stack)}, _once(body, receive), send)
 
 
 class _Form:
@@ -158,9 +158,10 @@ async def arriving(
 
     A fetch ends when its caller leaves; what was fetched is then used all the same. ClientDisconnect.
     """
-    uploaded = request.scope.get(ARRIVED)
-    if isinstance(uploaded, Arrived):
-        yield uploaded
+    if UPLOADED in request.scope:
+        arrived, form = request.scope[UPLOADED]
+        async with form:  # its draft is gone before the answer
+            yield arrived
         return
     async with AsyncExitStack() as stack:
         opening = asyncio.ensure_future(stack.enter_async_context(arrivals.open(source, name=name)))

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Mapping
+import select
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
 import click
@@ -55,11 +57,51 @@ def find(environ: Mapping[str, str], data_dir: Path | None, url: str | None) -> 
     return Place(where.rstrip("/"), _line(file), str(file))
 
 
+class Streamed(Protocol):
+    """A request body: its content type, its bytes, and how many they are in all."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def pieces(self) -> Iterator[bytes]: ...
+
+
+class _Json:
+    kind = "application/json"
+
+    def __init__(self, body: Mapping[str, Any]) -> None:
+        text = json.dumps(body).encode()
+        self.length = len(text)
+        self.pieces = iter((text,))
+
+
+class _Answered(Exception):
+    """The answer is there before all was sent."""
+
+
+def _until_answered(pieces: Iterator[bytes], connection: http.client.HTTPConnection) -> Iterator[bytes]:
+    """Send no gigabytes to a gateway that has refused them. (With TLS a socket may have bytes that are no answer.)"""
+    plain = not isinstance(connection, http.client.HTTPSConnection)
+    for piece in pieces:
+        yield piece
+        if plain and connection.sock is not None and select.select([connection.sock], [], [], 0)[0]:
+            raise _Answered
+
+
 class AdminClient:
     """One call at a time; no redirects, no proxies: the key goes where it is told and nowhere else."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
+
+    @property
+    def host(self) -> str | None:
+        """The machine that the gateway is on; None where the URL is none."""
+        with suppress(ValueError):
+            return urlsplit(self._place.url).hostname
+        return None
 
     def call(
         self,
@@ -67,11 +109,17 @@ class AdminClient:
         path: str,
         *,
         body: Mapping[str, Any] | None = None,
+        content: Streamed | None = None,
         query: Mapping[str, Any] | None = None,
         timeout_s: float = 60.0,
     ) -> dict[str, Any]:
-        """The answer's JSON; Unreachable (exit 3), Refused (exit 1)."""
-        status, text = self._exchange(method, path, body, query, timeout_s)
+        """The answer's JSON; Unreachable (exit 3), Refused (exit 1). content: sent in place of a JSON body.
+
+        timeout_s: without a byte in either direction.
+        """
+        asked = {name: value for name, value in (query or {}).items() if value is not None}
+        target = path + ("?" + urlencode(asked) if asked else "")
+        status, text = self._exchange(method, target, _Json(body) if body is not None else content, timeout_s)
         try:
             document = json.loads(text)
         except ValueError:
@@ -89,21 +137,18 @@ class AdminClient:
             message = f"The gateway at {self._place.url} does not accept the admin key from {self._place.source}."
         raise Refused(message, document)
 
-    def _exchange(
-        self, method: str, path: str, body: Mapping[str, Any] | None, query: Mapping[str, Any] | None, timeout_s: float
-    ) -> tuple[int, bytes]:
-        asked = {name: value for name, value in (query or {}).items() if value is not None}
-        target = path + ("?" + urlencode(asked) if asked else "")
+    def _exchange(self, method: str, target: str, content: Streamed | None, timeout_s: float) -> tuple[int, bytes]:
         headers = {"accept": "application/json"}
         if self._place.key is not None:
             headers["authorization"] = f"Bearer {self._place.key}"
-        content = None
-        if body is not None:
-            content = json.dumps(body).encode()
-            headers["content-type"] = "application/json"
+        if content is not None:
+            headers |= {"content-type": content.kind, "content-length": str(content.length)}
         connection = self._connection(timeout_s)
         try:
-            connection.request(method, target, content, headers)
+            # A gateway that has said no and hung up while we were sending: what it said is there to be read.
+            with suppress(_Answered, BrokenPipeError, ConnectionResetError):
+                pieces = _until_answered(content.pieces, connection) if content is not None else None
+                connection.request(method, target, pieces, headers)
             response = connection.getresponse()
             return response.status, response.read(MAX_ANSWER_BYTES)
         except TimeoutError:

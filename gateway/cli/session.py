@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec
 import click
 
 from gateway.cli import output
-from gateway.cli.client import AdminClient, Refused, find
+from gateway.cli.client import AdminClient, Refused, Streamed, find
 
 P = ParamSpec("P")
 
@@ -32,11 +32,17 @@ class Session:
         path: str,
         *,
         body: Mapping[str, Any] | None = None,
+        content: Streamed | None = None,
         query: Mapping[str, Any] | None = None,
         timeout_s: float = 60.0,
     ) -> dict[str, Any]:
         """Ask the admin API; Refused and Unreachable end the command."""
-        return self._client.call(method, path, body=body, query=query, timeout_s=timeout_s)
+        return self._client.call(method, path, body=body, content=content, query=query, timeout_s=timeout_s)
+
+    @property
+    def host(self) -> str | None:
+        """The gateway's machine."""
+        return self._client.host
 
     def show(self, document: dict[str, Any], for_people: Callable[[dict[str, Any]], None]) -> None:
         """The one document of --json, or what people read."""

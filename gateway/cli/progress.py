@@ -1,0 +1,86 @@
+"""How far an adapter is on its way, for whoever waits at a terminal: a bar on stderr, nothing anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+POLL_S = 0.5
+PHASES = {
+    "waiting": "Waiting for its turn",
+    "receiving": "Sending",
+    "fetching": "Fetching",
+    "unpacking": "Unpacking",
+    "checking": "Checking and loading",
+}
+
+
+class Bar:
+    """One line that follows phases; bytes where there are any, and how long they will take."""
+
+    def __init__(self, live: Any) -> None:
+        self._live = live
+        self._phase = ""
+        self._task: Any = None
+
+    def show(self, phase: str, done: int, total: int | None) -> None:
+        """From any thread."""
+        if self._live is None:
+            return
+        if phase != self._phase:
+            if self._task is not None:
+                self._live.remove_task(self._task)
+            self._phase, self._task = phase, self._live.add_task(PHASES.get(phase, phase), total=total)
+        self._live.update(self._task, completed=done, total=total if total else None)
+
+
+@contextmanager
+def bar() -> Iterator[Bar]:
+    """A bar, which goes away at the end; silent where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield Bar(None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as live:
+        yield Bar(live)
+
+
+@contextmanager
+def watched(ask: Callable[[], dict[str, Any]], name: str | None, shown: Bar) -> Iterator[None]:
+    """While the block waits for the gateway's answer: show what the gateway says about this intake.
+
+    ask: GET /admin/v1/intakes, from another thread.
+    """
+    over = threading.Event()
+
+    def follow() -> None:
+        while not over.wait(POLL_S):
+            try:
+                found = [each for each in ask()["data"] if each["name"] == name]
+            except Exception:  # the bar is a courtesy: whatever is wrong, the answer itself will say
+                return
+            if found:
+                shown.show(found[-1]["phase"], found[-1]["bytes_done"], found[-1]["bytes_total"])
+
+    if not sys.stderr.isatty():
+        yield
+        return
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(POLL_S)
