@@ -25,10 +25,10 @@ from adapters.reconcile import Reconciler
 from adapters.served import BaseInfo, described
 from adapters.shelf import Draft, Shelf
 from adapters.store import Wish
-from adapters.store_history import history
+from adapters.store_history import history, registrars
 from adapters.swap import Swap
 from adapters.traffic import NoTraffic, Traffic
-from adapters.types import Adapter, Canary, Ceilings, Event, PlacementState, Rules, Version, VersionState
+from adapters.types import Adapter, Canary, Event, PlacementState, Rules, Version, VersionState
 
 MAX_NOTES = 4096
 OPERATOR = "operator"  # who moved it, where no key says so
@@ -126,12 +126,17 @@ class AdapterService:
 
     async def list(self, *, after: str | None = None, limit: int = 100) -> tuple[tuple[Adapter, ...], bool]:
         """At most `limit` adapters by name behind `after`, and whether there are more."""
-        found, more = await self._db.read(lambda conn: store.page(conn, after, limit))
-        return tuple(self._placed(adapter) for adapter in found), more
+
+        def look(conn: sa.Connection) -> tuple[tuple[Adapter, ...], bool, dict[tuple[str, str], str | None]]:
+            found, more = store.page(conn, after, limit)
+            return found, more, registrars(conn, [adapter.name for adapter in found])
+
+        found, more, by = await self._db.read(look)
+        return tuple(self._placed(adapter, by) for adapter in found), more
 
     async def show(self, name: str) -> Adapter:
         """One adapter, with where each version is loaded; NotFound."""
-        return self._placed(await self._db.read(lambda conn: store.find(conn, name)))
+        return self._placed(*await self._db.read(lambda conn: (store.find(conn, name), registrars(conn, [name]))))
 
     async def history(self, name: str, *, before: int | None, limit: int) -> tuple[tuple[Event, ...], bool]:
         """What happened to `name`, newest first, and whether there is more; also of one that was removed. NotFound."""
@@ -177,21 +182,23 @@ class AdapterService:
             await self._moved(before)
         return ended
 
-    async def limit(self, name: str, ceilings: Ceilings) -> Adapter:
-        """Limit all callers of `name` together; a ceiling of None is that of the settings. NotFound."""
-        await self._db.write(lambda conn: store.set_ceilings(conn, name, ceilings, self._clock()))
+    async def limit(self, name: str, change: Mapping[str, int | None], *, by: str = OPERATOR, why: str = "") -> Adapter:
+        """Limit all callers of `name` together. change: some fields of Ceilings; None: the settings. NotFound."""
+        at = self._clock()
+        await self._db.write(lambda conn: store.set_ceilings(conn, name, change, at, by=by, why=why))
         await self._changed()
         return await self.show(name)
 
-    async def load(self, name: str, version: str | None = None) -> Adapter:
+    async def load(self, name: str, version: str | None = None, *, by: str = OPERATOR, why: str = "") -> Adapter:
         """Keep `version` (None: the live one) loaded on every engine; NotFound, Conflict, EngineError."""
         found = await self._one(name, version)
-        await self._pin(found)
+        await self._pin(found, by, why)
         await self._load(found, "It stays wanted and is tried again.")
         return await self.show(name)
 
-    async def _pin(self, version: Version) -> None:
+    async def _pin(self, version: Version, by: str, why: str) -> None:
         """At most all slots but one: what is not pinned must be able to answer."""
+        at = self._clock()
         held = [view.capacity for view in self._reconciler.residency.values() if view.capacity is not None]
 
         def pin(conn: sa.Connection) -> None:
@@ -201,26 +208,29 @@ class AdapterService:
                     f"{len(others)} adapters are pinned, and the smallest engine holds {min(held)}: one place must "
                     "stay for all others. Unload a pinned one, or start the engines with a larger --max-loras."
                 )
-            store.set_wish(conn, version, Wish.LOADED)
+            store.set_wish(conn, version, Wish.LOADED, at, by=by, why=why)
 
         await self._db.write(pin)
 
-    async def unload(self, name: str, version: str) -> Adapter:
+    async def unload(self, name: str, version: str, *, by: str = OPERATOR, why: str = "") -> Adapter:
         """Free `version` in every engine until it is asked for again; NotFound, Conflict where it is live."""
-        found = await self._one(name, version)
+        found, at = await self._one(name, version), self._clock()
         if found.state is VersionState.LIVE:
             raise Conflict(f"{name}@{version} is live. Promote another version before unloading it.", param="version")
-        await self._db.write(lambda conn: store.set_wish(conn, found, Wish.UNLOADED))
+        await self._db.write(lambda conn: store.set_wish(conn, found, Wish.UNLOADED, at, by=by, why=why))
         _raise_first(await self._reconciler.unload_everywhere(found.engine_name), "Try again.")
         return await self.show(name)
 
-    async def remove(self, name: str, version: str | None = None, *, by: str = OPERATOR) -> tuple[Version, ...]:
+    async def remove(
+        self, name: str, version: str | None = None, *, by: str = OPERATOR, why: str = ""
+    ) -> tuple[Version, ...]:
         """Remove one version, or the whole adapter; returns what went. NotFound, Conflict for the live version.
 
         Names go first, then the engines unload, then the files go: at once, or when the requests of before are over.
         An engine that is away unloads when it is back.
         """
-        gone = await self._db.write(lambda conn: store.remove(conn, name, version, self._clock(), by=by))
+        at = self._clock()
+        gone = await self._db.write(lambda conn: store.remove(conn, name, version, at, by=by, why=why))
         await self._changed()
         names = [each.engine_name for each in gone]
         still = await self._db.read(lambda conn: store.known(conn, names))  # a:b and a-b share equal weights
@@ -323,17 +333,18 @@ class AdapterService:
             state=VersionState.READY,
         )
 
-    def _placed(self, adapter: Adapter) -> Adapter:
-        return replace(adapter, versions=tuple(self._with_replicas(version) for version in adapter.versions))
+    def _placed(self, adapter: Adapter, by: Mapping[tuple[str, str], str | None]) -> Adapter:
+        return replace(adapter, versions=tuple(self._with_replicas(version, by) for version in adapter.versions))
 
-    def _with_replicas(self, version: Version) -> Version:
+    def _with_replicas(self, version: Version, by: Mapping[tuple[str, str], str | None]) -> Version:
         placements = []
         for view in self._reconciler.residency.values():
             place = view.placement(version.engine_name)
             if place.state is PlacementState.ABSENT and version.base not in (None, view.base):
                 place = replace(place, reason=f"it was made for {version.base}, this engine serves {view.base}")
             placements.append(place)
-        return replace(version, replicas=tuple(placements))
+        who = by.get((version.name, version.version))
+        return replace(version, registered_by=who, replicas=tuple(placements))
 
 
 def _raise_first(outcomes: Mapping[str, ServiceError | None], then: str) -> None:

@@ -6,8 +6,8 @@ Every function that changes what requests see bumps the revision first. Must not
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from adapters import revision
 from adapters.errors import Conflict, NotFound
 from adapters.schema import metadata
-from adapters.store_history import events, record
+from adapters.store_history import events, note, record
 from adapters.types import Adapter, Canary, Ceilings, Rules, Served, Version, VersionState, WantedVersion
 
 adapters = sa.Table(
@@ -62,6 +62,7 @@ _UNLIMITED = Ceilings()
 _NO_CANARY = {"canary": None, "canary_percent": None, "canary_rules": None, "canary_since": None}
 # What a Version is made from: lineage and proof are long, and asked for alone.
 _COLUMNS = [column for column in versions.columns if column.name not in ("lineage", "proof")]
+_READ: list[sa.ColumnElement[Any]] = [*_COLUMNS, versions.c.lineage.is_not(None).label("has_lineage")]
 
 
 class Wish(StrEnum):
@@ -188,11 +189,25 @@ def end_canary(conn: sa.Connection, name: str, at: float, *, by: str, why: str =
     return True
 
 
-def set_ceilings(conn: sa.Connection, name: str, ceilings: Ceilings, at: float) -> None:
-    """Limit all callers of `name` together; NotFound."""
+def set_ceilings(
+    conn: sa.Connection, name: str, change: Mapping[str, int | None], at: float, *, by: str, why: str = ""
+) -> None:
+    """Limit all callers of `name` together; what `change` leaves out stays. NotFound."""
     revision.bump(conn)
-    find(conn, name)
-    conn.execute(sa.update(adapters).where(adapters.c.name == name).values(**asdict(ceilings), updated_at=at))
+    before = find(conn, name).ceilings
+    after = replace(before, **change)
+    if after == before:
+        return
+    conn.execute(sa.update(adapters).where(adapters.c.name == name).values(**asdict(after), updated_at=at))
+    said = [f"{field} {value}" for field, value in asdict(after).items() if value is not None]
+    note(conn, at, f"limits: {', '.join(said) or 'none of its own'}", name, by=by, why=why)
+
+
+def ceilings(conn: sa.Connection) -> dict[str, Ceilings]:
+    """Name → its own limits, of those adapters that have any."""
+    columns = [adapters.c[name] for name in _CEILINGS]
+    query = sa.select(adapters.c.name, *columns).where(sa.or_(*(column.is_not(None) for column in columns)))
+    return {name: Ceilings(*values) for name, *values in conn.execute(query)}
 
 
 def proof(conn: sa.Connection, engine_name: str) -> str | None:
@@ -218,10 +233,14 @@ def lineage(conn: sa.Connection, engine_name: str) -> str | None:
     return conn.execute(query.limit(1)).scalar()
 
 
-def set_wish(conn: sa.Connection, version: Version, wish: Wish) -> None:
+def set_wish(
+    conn: sa.Connection, version: Version, wish: Wish, at: float, *, by: str = "operator", why: str = ""
+) -> None:
     """Remember what an operator asked of `version`; requests do not see it, so no bump."""
     key = (versions.c.name == version.name) & (versions.c.version == version.version)
-    conn.execute(sa.update(versions).where(key).values(wish=wish))
+    done = conn.execute(sa.update(versions).where(key, versions.c.wish != wish).values(wish=wish))
+    if done.rowcount:
+        record(conn, at, "kept loaded" if wish is Wish.LOADED else "unloaded", version, by=by, why=why)
 
 
 def _wish_anew(conn: sa.Connection, version: Version) -> None:
@@ -287,8 +306,8 @@ def served(conn: sa.Connection) -> Iterator[Served]:
         .where(versions.c.damaged == sa.false())
         .execution_options(yield_per=500)
     )
-    for name, version, engine_name, base, live, at, percent, *ceilings in conn.execute(query):
-        limits = _UNLIMITED if ceilings == _NO_CEILINGS else Ceilings(*ceilings)
+    for name, version, engine_name, base, live, at, percent, *given in conn.execute(query):
+        limits = _UNLIMITED if given == _NO_CEILINGS else Ceilings(*given)
         yield Served(name, version, engine_name, base, bool(live), at, percent, limits)
 
 
@@ -363,7 +382,7 @@ def _adapters(conn: sa.Connection, query: sa.Select[Any]) -> tuple[Adapter, ...]
     for start in range(0, len(names), 500):
         mine = versions.c.name.in_(names[start : start + 500])
         for row in conn.execute(
-            sa.select(*_COLUMNS).where(mine).order_by(versions.c.created_at.desc(), versions.c.version)
+            sa.select(*_READ).where(mine).order_by(versions.c.created_at.desc(), versions.c.version)
         ):
             of[row.name].append(row)
     return tuple(_adapter(row, of[row.name]) for row in rows)
@@ -374,8 +393,8 @@ def _adapter(row: sa.Row[Any], below: Sequence[sa.Row[Any]]) -> Adapter:
     if row.canary is not None:
         canary = Canary(row.canary, row.canary_percent, row.canary_since, _rules(row.canary_rules))
     made = tuple(_version(each, row.live, row.previous, row.canary) for each in below)
-    ceilings = Ceilings(*(row._mapping[name] for name in _CEILINGS))
-    return Adapter(row.name, row.live, row.previous, made, row.created_at, row.updated_at, canary, row.owner, ceilings)
+    limits = Ceilings(*(row._mapping[name] for name in _CEILINGS))
+    return Adapter(row.name, row.live, row.previous, made, row.created_at, row.updated_at, canary, row.owner, limits)
 
 
 def _rules(text: str | None) -> Rules:

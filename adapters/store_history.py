@@ -5,6 +5,8 @@ Must not know what moved it: adapters/store.py writes here in the transaction of
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import sqlalchemy as sa
 
 from adapters.schema import metadata
@@ -28,6 +30,23 @@ def record(conn: sa.Connection, at: float, what: str, version: Version, *, by: s
     """Write down what moved, when, by whom and why."""
     row = {"at": at, "what": what, "name": version.name, "version": version.version, "why": why, "actor": by}
     conn.execute(sa.insert(events).values(**row, engine_name=version.engine_name))
+
+
+def note(conn: sa.Connection, at: float, what: str, name: str, *, by: str, why: str = "") -> None:
+    """Write down what changed of an adapter as a whole."""
+    conn.execute(sa.insert(events).values(at=at, what=what, name=name, why=why, actor=by))
+
+
+def registrars(conn: sa.Connection, names: Collection[str]) -> dict[tuple[str, str], str | None]:
+    """(name, version) → who registered it, the last time that somebody did."""
+    columns = (events.c.name, events.c.version, events.c.actor)
+    query = sa.select(*columns).where(events.c.what == "registered").order_by(events.c.id)
+    found: dict[tuple[str, str], str | None] = {}
+    asked = sorted(names)
+    for start in range(0, len(asked), 500):  # older SQLite binds at most 999 parameters
+        for name, version, by in conn.execute(query.where(events.c.name.in_(asked[start : start + 500]))):
+            found[name, version] = by
+    return found
 
 
 def history(conn: sa.Connection, name: str, before: int | None, limit: int) -> tuple[tuple[Event, ...], bool]:

@@ -27,6 +27,7 @@ from adapters.replica import trusting
 from adapters.service import AdapterService
 from adapters.shelf import Shelf
 from adapters.traffic import Traffic
+from gateway import budgets
 from gateway.admin.app import AdminServices, create_admin, create_metrics
 from gateway.canary import Canaries
 from gateway.capacity import Capacity
@@ -40,14 +41,14 @@ from gateway.public import create_public
 from gateway.refresh import Refresher
 from gateway.settings import Settings
 from gateway.status import Status
-from gateway.usage import UsageRecorder, UsageService, utc_day
+from gateway.usage import UsageRecorder, UsageService
 from gateway.v1.admission import Admission
 from gateway.v1.auth import Authenticator
 from gateway.v1.limits import Ledger
 from gateway.v1.proxy import Proxy
 from gateway.v1.routes import Routes
 from gateway.v1.routing import Fleet, Replica
-from gateway.v1.snapshot import Limits, Snapshot
+from gateway.v1.snapshot import Snapshot
 from gateway.v1.upstream import Upstream, UpstreamConfig
 
 EngineStates = Callable[[], list[dict[str, Any]]]
@@ -112,7 +113,7 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
         await stack.enter_async_context(refresher)
         refresh.bind(refresher.refresh)
         await stack.enter_async_context(canaries)
-        await _restore_budgets(proxy, recorder, wall)
+        await budgets.restore(proxy, db, recorder)
 
         prober = Prober(fleet, settings.health, base=loader.base_of, found=reconciler.wake, clock=clock, loop=loop)
         loader.attach(
@@ -272,20 +273,6 @@ def _engine_clients(settings: Settings, http: Any) -> list[EngineClient]:
         )
         for engine in settings.engines
     ]
-
-
-async def _restore_budgets(proxy: Proxy, recorder: UsageRecorder, wall: Callable[[], float]) -> None:
-    """Daily budgets survive a restart: what was used today is in the database."""
-    totals = await recorder.daily_totals(utc_day(wall()))
-    now, today = proxy.clock(), wall()
-    for key_id, tokens in totals.keys.items():
-        key = proxy.snapshot.keys.get(key_id)
-        if key is not None and key.limits.daily_tokens is not None:
-            proxy.ledger.restore("key", key_id, key.limits, tokens, now, today)
-    for name, given in proxy.settings.model_limits.items():
-        if given.daily_tokens is not None and name in totals.models:
-            limits = Limits(given.rpm, given.tpm, given.concurrency, given.daily_tokens)
-            proxy.ledger.restore("model", name, limits, totals.models[name], now, today)
 
 
 def _connect_gauges(metrics: Metrics, proxy: Proxy, status: Status, reconciler: Reconciler) -> None:

@@ -13,11 +13,12 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 from adapters import store as adapter_store
-from adapters.types import Served
+from adapters.types import Ceilings, Served
 from gateway import store
 from gateway.v1.snapshot import NO_LIMITS, Limits, Snapshot, Target
 
 T = TypeVar("T")
+_NONE = Ceilings()
 
 
 def assemble(
@@ -32,12 +33,14 @@ def assemble(
     own = Target(public, base, None, limits.get(public, NO_LIMITS))
     models = {public: _same(before.models.get(public), own)}
     versions: dict[str, Target] = {}
+    merged: dict[str, Limits] = {}
     tried: list[tuple[Target, float]] = []  # canaries, percent of callers
     for version in adapter_store.served(conn):
         if version.base is not None and version.base != base:
             continue  # made for another base: the engine would refuse it
         pinned = f"{version.name}@{version.version}"
-        target = _target(version, pinned, before.versions.get(pinned), limits)
+        known = before.versions.get(pinned)
+        target = _target(version, pinned, known, _of(version, known, limits, merged))
         versions[pinned if pinned != target.engine_name else target.engine_name] = target
         if version.live and target.name != public:  # registered before an engine said that this is the base's name
             models[target.name] = target
@@ -65,16 +68,37 @@ def public_base(engine_id: str) -> str:
     return engine_id.rstrip("/").rpartition("/")[2]
 
 
-def _target(version: Served, pinned: str, known: Target | None, limits: Mapping[str, Limits]) -> Target:
-    ceilings, created = limits.get(version.name, NO_LIMITS), int(version.created_at)
+def effective(own: Ceilings, given: Limits) -> Limits:
+    """An adapter's own limits where it has them, else those of the settings, field by field."""
+    if own == _NONE:
+        return given
+    pairs = zip(
+        (own.rpm, own.tpm, own.concurrency, own.daily_tokens),
+        (given.rpm, given.tpm, given.concurrency, given.daily_tokens),
+        strict=True,
+    )
+    return Limits(*(theirs if mine is None else mine for mine, theirs in pairs))
+
+
+def _of(version: Served, known: Target | None, given: Mapping[str, Limits], merged: dict[str, Limits]) -> Limits:
+    """One object for all versions of a name, and for as long as it is the same: the ledger compares identities."""
+    limits = merged.get(version.name)
+    if limits is None:
+        limits = effective(version.ceilings, given.get(version.name, NO_LIMITS))
+        merged[version.name] = limits = _same(known.limits if known is not None else None, limits)
+    return limits
+
+
+def _target(version: Served, pinned: str, known: Target | None, limits: Limits) -> Target:
+    created = int(version.created_at)
     if (
         known is not None
         and known.engine_name == version.engine_name
-        and known.limits == ceilings
+        and known.limits is limits
         and known.created == created
     ):
         return known
-    return Target(version.name, version.engine_name, version.version, ceilings, created)
+    return Target(version.name, version.engine_name, version.version, limits, created)
 
 
 def _same(before: T | None, after: T) -> T:

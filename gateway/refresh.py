@@ -35,7 +35,7 @@ class Refresher:
         wall: Callable[[], float],
     ) -> None:
         self._db = db
-        self._limits = {name: _limits(given) for name, given in settings.model_limits.items()}
+        self._limits = {name: configured(given) for name, given in settings.model_limits.items()}
         self._swap = swap
         self._base = base
         self._wall = wall
@@ -89,5 +89,6 @@ class Refresher:
         self.trouble = f"the registry cannot be read: {why}"
 
 
-def _limits(given: ModelLimits) -> Limits:
+def configured(given: ModelLimits) -> Limits:
+    """The limits that the settings give a model."""
     return Limits(given.rpm, given.tpm, given.concurrency, given.daily_tokens)

@@ -1,7 +1,8 @@
-"""/admin/v1/adapters: register, list, show, check, promote, try as a canary, roll back, load, unload, remove."""
+"""/admin/v1/adapters: register, list, show, check, promote, canary, roll back, limit, load, unload, remove, history."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from fastapi import APIRouter, Body, Depends, Path, Query, Request
 from adapters.arrivals import Arrivals
 from adapters.errors import Conflict, InvalidRequest
 from adapters.names import check_public_name
-from adapters.service import AdapterService
+from adapters.service import OPERATOR, AdapterService
 from adapters.types import Adapter, Canary, Rules, Version
 from gateway.admin.access import Admin, admin
 from gateway.admin.schemas import (
@@ -21,8 +22,12 @@ from gateway.admin.schemas import (
     CanaryChosen,
     CanaryView,
     CheckView,
+    EventView,
+    HistoryPaging,
+    LimitsChange,
+    LimitsView,
     Listed,
-    NoFields,
+    OnlyWhy,
     Paging,
     PlacementView,
     RemovedVersion,
@@ -33,6 +38,8 @@ from gateway.admin.schemas import (
     VersionView,
 )
 from gateway.admin.uploads import arriving
+from gateway.keys import Key
+from gateway.tokens import ROOT_ID
 
 # Whatever else stands in a URL is not repeated in a refusal.
 Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
@@ -54,6 +61,8 @@ class AdapterRoutes:
         router.add_api_route("/check", self.check, methods=["POST"])
         router.add_api_route("/{name}", self.show, methods=["GET"])
         router.add_api_route("/{name}", self.remove, methods=["DELETE"])
+        router.add_api_route("/{name}", self.limit, methods=["PATCH"])
+        router.add_api_route("/{name}/history", self.history, methods=["GET"])
         router.add_api_route("/{name}/promote", self.promote, methods=["POST"])
         router.add_api_route("/{name}/rollback", self.rollback, methods=["POST"])
         router.add_api_route("/{name}/canary", self.canary, methods=["POST"])
@@ -61,7 +70,7 @@ class AdapterRoutes:
         router.add_api_route("/{name}/unload", self.unload, methods=["POST"])
         return router
 
-    async def register(self, body: AdapterRegister, request: Request) -> AdapterView:
+    async def register(self, body: AdapterRegister, request: Request, caller: Admin) -> AdapterView:
         """Check an adapter, store it as a new version and load it into every engine; the same content adds nothing.
 
         As multipart/form-data too: the same fields, and an archive as `file` in place of `source`.
@@ -75,6 +84,8 @@ class AdapterRoutes:
                 notes=body.notes,
                 source=arrived.source,
                 checksums=arrived.checksums,
+                owner=body.owner,
+                by=_by(caller),
             )
         return self._view(made)
 
@@ -100,40 +111,54 @@ class AdapterRoutes:
         """One adapter, its versions, and where each is loaded."""
         return self._view(await self._adapters.show(name))
 
-    async def remove(self, name: Name, which: Annotated[RemovedVersion, Query()]) -> RemovedView:
+    async def limit(self, name: Name, body: LimitsChange, caller: Admin) -> AdapterView:
+        """Limit all callers of an adapter together, whatever their keys allow."""
+        change = {field: getattr(body, field) for field in body.model_fields_set - {"why"}}
+        return self._view(await self._adapters.limit(name, change, by=_by(caller), why=body.why))
+
+    async def history(self, name: Name, paging: Annotated[HistoryPaging, Query()]) -> Listed[EventView]:
+        """Who moved what, when and why: the newest first, also of an adapter that is gone."""
+        found, has_more = await self._adapters.history(name, before=paging.before, limit=paging.limit)
+        events = [EventView(id=e.id, at=int(e.at), what=e.what, version=e.version, by=e.by, why=e.why) for e in found]
+        return Listed[EventView](data=events, has_more=has_more)
+
+    async def remove(self, name: Name, which: Annotated[RemovedVersion, Query()], caller: Admin) -> RemovedView:
         """Remove an adapter, or one of its versions that is not live, from engines and store."""
-        gone = await self._adapters.remove(name, which.version)
+        gone = await self._adapters.remove(name, which.version, by=_by(caller), why=which.why)
         return RemovedView(name=name, removed=[version.version for version in gone])
 
-    async def promote(self, name: Name, body: VersionChosen) -> AdapterView:
+    async def promote(self, name: Name, body: VersionChosen, caller: Admin) -> AdapterView:
         """Let the name answer with a version, once every ready engine has it."""
-        return self._view(await self._adapters.promote(name, body.version))
+        return self._view(await self._adapters.promote(name, body.version, by=_by(caller), why=body.why))
 
-    async def rollback(self, name: Name, _: Annotated[NoFields, Body(default_factory=NoFields)]) -> AdapterView:
+    async def rollback(
+        self, name: Name, caller: Admin, body: Annotated[OnlyWhy, Body(default_factory=OnlyWhy)]
+    ) -> AdapterView:
         """Let the name answer with the version before."""
-        return self._view(await self._adapters.rollback(name))
+        return self._view(await self._adapters.rollback(name, by=_by(caller), why=body.why))
 
     async def canary(self, name: Name, body: CanaryChosen, caller: Admin) -> AdapterView:
         """Let a version answer a share of the callers until it is worse than the live one; percent 0 ends that."""
         if body.percent == 0:
-            if not await self._adapters.end_canary(name, by=caller.id, why=body.why, only=body.version):
+            if not await self._adapters.end_canary(name, by=_by(caller), why=body.why, only=body.version):
                 raise Conflict(f"{name} has no such canary. `loragate adapters show {name}` says what answers.")
             return self._view(await self._adapters.show(name))
         if body.version is None:
             raise InvalidRequest("`version` is required: 12 hex digits of the version to try.", param="version")
         rules = Rules(**body.rules.model_dump())
-        made = await self._adapters.canary(name, body.version, body.percent, rules=rules, by=caller.id, why=body.why)
+        by, why = _by(caller), body.why
+        made = await self._adapters.canary(name, body.version, body.percent, rules=rules, by=by, why=why)
         return self._view(made)
 
     async def load(
-        self, name: Name, body: Annotated[VersionOrLive, Body(default_factory=VersionOrLive)]
+        self, name: Name, caller: Admin, body: Annotated[VersionOrLive, Body(default_factory=VersionOrLive)]
     ) -> AdapterView:
         """Keep a version loaded on every engine."""
-        return self._view(await self._adapters.load(name, body.version))
+        return self._view(await self._adapters.load(name, body.version, by=_by(caller), why=body.why))
 
-    async def unload(self, name: Name, body: VersionChosen) -> AdapterView:
+    async def unload(self, name: Name, body: VersionChosen, caller: Admin) -> AdapterView:
         """Free a version in every engine; it stays in the store."""
-        return self._view(await self._adapters.unload(name, body.version))
+        return self._view(await self._adapters.unload(name, body.version, by=_by(caller), why=body.why))
 
     def _view(self, adapter: Adapter) -> AdapterView:
         return AdapterView(
@@ -141,6 +166,8 @@ class AdapterRoutes:
             live=adapter.live,
             previous=adapter.previous,
             canary=self._canary(adapter.name, adapter.canary) if adapter.canary is not None else None,
+            owner=adapter.owner,
+            limits=LimitsView(**asdict(adapter.ceilings)),
             versions=[_version(version) for version in adapter.versions],
         )
 
@@ -154,6 +181,11 @@ class AdapterRoutes:
         )
 
 
+def _by(caller: Key) -> str:
+    """Whom the history names."""
+    return OPERATOR if caller.id == ROOT_ID else caller.id
+
+
 def _version(version: Version) -> VersionView:
     replicas = [PlacementView(url=p.url, state=p.state.value, reason=p.reason or None) for p in version.replicas]
     return VersionView(
@@ -164,5 +196,8 @@ def _version(version: Version) -> VersionView:
         notes=version.notes,
         size_bytes=version.size_bytes,
         rank=version.rank,
+        registered_by=version.registered_by,
+        checksums=json.loads(version.checksums) if version.checksums else None,
+        lineage=version.has_lineage,
         replicas=replicas,
     )

@@ -157,6 +157,9 @@ class AdapterRegister(Strict):
     name: str = Field(min_length=1, max_length=128, description="the public name")
     promote: bool = Field(False, strict=True, description="answer with it at once")
     notes: str = Field("", max_length=4096)
+    owner: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9]{1,64}$", description="of a new adapter: id of the key that may delete it"
+    )
 
 
 class AdapterSource(Strict):
@@ -175,12 +178,27 @@ class IntakeView(BaseModel):
     started_at: int
 
 
+Why = Annotated[str, Field(max_length=1024, description="kept in the adapter's history")]
+
+
 class VersionChosen(Strict):
     version: VersionDigits
+    why: Why = ""
 
 
 class VersionOrLive(Strict):
     version: VersionDigits | None = Field(None, description="12 hex digits; left out: the live one")
+    why: Why = ""
+
+
+class LimitsChange(Strict):
+    """Limits of one adapter for all its callers together: what is left out stays, null is the settings' value again."""
+
+    rpm: Ceiling | None = Field(None, description="requests per minute")
+    tpm: Ceiling | None = Field(None, description="tokens per minute")
+    concurrency: Ceiling | None = None
+    daily_tokens: DailyTokens | None = Field(None, description="tokens per UTC day")
+    why: Why = ""
 
 
 class RulesChosen(Strict):
@@ -198,15 +216,34 @@ class CanaryChosen(Strict):
     )
     percent: float = Field(ge=0, le=100, description="of callers; 0 ends the canary")
     rules: RulesChosen = RulesChosen()
-    why: str = Field("", max_length=1024, description="kept in the adapter's history")
+    why: Why = ""
 
 
-class NoFields(Strict):
-    """An empty body, or none."""
+class OnlyWhy(Strict):
+    """A reason, an empty body, or none."""
+
+    why: Why = ""
 
 
 class RemovedVersion(Strict):
     version: VersionDigits | None = Field(None, description="12 hex digits; left out: the whole adapter")
+    why: Why = ""
+
+
+class HistoryPaging(Strict):
+    before: int | None = Field(None, ge=1, le=2**53, description="id of the last event already seen")
+    limit: int = Field(100, ge=1, le=1000)
+
+
+class EventView(BaseModel):
+    """by: id of the key that asked for it, `operator` for admin.key, `gateway` for what a gateway did by itself."""
+
+    id: int
+    at: int
+    what: str
+    version: str | None
+    by: str | None
+    why: str
 
 
 class CheckView(BaseModel):
@@ -239,6 +276,9 @@ class VersionView(BaseModel):
     notes: str
     size_bytes: int
     rank: int
+    registered_by: str | None = Field(description="as `by` of the history")
+    checksums: dict[str, str] | None = Field(description="file → sha256, as it came; null for a folder")
+    lineage: bool = Field(description="whether it is known how it was made")
     replicas: list[PlacementView]
 
 
@@ -273,9 +313,20 @@ class CanaryView(BaseModel):
     standing: str = Field(description="how far the comparing has come")
 
 
+class LimitsView(BaseModel):
+    """null: as the settings say."""
+
+    rpm: int | None
+    tpm: int | None
+    concurrency: int | None
+    daily_tokens: int | None
+
+
 class AdapterView(BaseModel):
     name: str
     live: str | None
     previous: str | None
     canary: CanaryView | None
+    owner: str | None = Field(description="id of the key that may delete it on the public port; null: operators only")
+    limits: LimitsView
     versions: list[VersionView]

@@ -14,7 +14,7 @@ from gateway.cli.session import Session, session
 PATH = "/admin/v1/keys"
 SCOPES = ("inference", "training", "admin")
 COLUMNS = ("ID", "NAME", "SCOPES", "MODELS", "LIMITS", "EXPIRES", "CREATED", "REVOKED")
-_LIMITS = (("rpm", "/min"), ("tpm", " tokens/min"), ("concurrency", " at once"), ("daily_tokens", " tokens/day"))
+LIMITS = (("rpm", "/min"), ("tpm", " tokens/min"), ("concurrency", " at once"), ("daily_tokens", " tokens/day"))
 
 
 @click.group()
@@ -114,6 +114,6 @@ def _shown(key: dict[str, Any]) -> None:
 
 
 def _row(key: dict[str, Any]) -> tuple[object, ...]:
-    limits = ", ".join(f"{key[name]}{unit}" for name, unit in _LIMITS if key.get(name) is not None)
+    limits = ", ".join(f"{key[name]}{unit}" for name, unit in LIMITS if key.get(name) is not None)
     times = tuple(output.moment(key.get(name)) for name in ("expires_at", "created_at", "revoked_at"))
     return (key["id"], key["name"], key["scopes"], key["models"] or "all", limits, *times)

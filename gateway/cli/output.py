@@ -45,12 +45,12 @@ def pairs(items: Iterable[tuple[str, object]]) -> None:
         click.echo(f"{name:<{width}}  {text(value)}")
 
 
-def more(items: Sequence[object], has_more: bool, after: object) -> None:
+def more(items: Sequence[object], has_more: bool, after: object, option: str = "--after") -> None:
     """How to see the next page, on stderr."""
     if not items:
         click.echo("Nothing yet.", err=True)
     elif has_more:
-        click.echo(f"There is more: add --after {text(after)}", err=True)
+        click.echo(f"There is more: add {option} {text(after)}", err=True)
 
 
 def text(value: object) -> str:

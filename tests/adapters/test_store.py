@@ -124,10 +124,10 @@ async def test_what_is_wanted(db: Database) -> None:
         return [each.engine_name for each in await db.read(lambda conn: store.wanted(conn, limit))]
 
     assert await wanted() == [live.engine_name, previous.engine_name]
-    await db.write(lambda conn: store.set_wish(conn, spare, Wish.LOADED))
+    await db.write(lambda conn: store.set_wish(conn, spare, Wish.LOADED, 1.0))
     assert await wanted() == [spare.engine_name, live.engine_name, previous.engine_name]
     assert await wanted(1) == [spare.engine_name]
-    await db.write(lambda conn: store.set_wish(conn, previous, Wish.UNLOADED))
+    await db.write(lambda conn: store.set_wish(conn, previous, Wish.UNLOADED, 1.0))
     assert await wanted() == [spare.engine_name, live.engine_name]
     await db.write(lambda conn: store.point(conn, "a", previous.version, 9.0, "rolled back", by="operator"))
     assert await wanted() == [spare.engine_name, previous.engine_name, live.engine_name]

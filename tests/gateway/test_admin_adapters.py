@@ -36,7 +36,7 @@ def versions(adapter: dict[str, object]) -> list[str]:
 
 async def test_a_registered_adapter_has_the_documented_shape(room: AdminRoom) -> None:
     adapter = await register(room, 1, promote=True, notes="first")
-    assert set(adapter) == {"name", "live", "previous", "canary", "versions"}
+    assert set(adapter) == {"name", "live", "previous", "canary", "owner", "limits", "versions"}
     assert isinstance(adapter["versions"], list)
     (version,) = adapter["versions"]
     assert set(version) >= {"version", "state", "created_at", "source", "size_bytes", "rank", "replicas"}
