@@ -168,7 +168,7 @@ class Reconciler:
         self._replicas[url].resident -= {engine_name}
         self._wakes[url].set()  # whatever else it had is gone too
 
-    async def load_on(self, engine_name: str, like: str | None = None, *, wait_s: float = 0.0) -> Outcomes:
+    async def load_on(self, engine_name: str, like: str | None = None, *, wait_s: float | None = 0.0) -> Outcomes:
         """Load where it belongs: on every engine that is ready, or, where not all that is wanted fits, on those that
         have `like` and on its own first one. URL → why not, None where it is resident and proven now.
 
@@ -215,6 +215,8 @@ class Reconciler:
         for name in todo.unload:
             with suppress(EngineError):  # logged by the client; the next turn tries again
                 await replica.unload(name)
+        with suppress(EngineError):
+            await replica.trim()
         await self._fill(replica, todo.load)
         for name in sorted(wanted.known & (replica.unproven() | (weak & wanted.comparable))):
             await replica.prove_again(name)

@@ -169,6 +169,12 @@ class Replica:
             self._distrusted.discard(engine_name)
         self._changed()
 
+    async def trim(self) -> None:
+        """Put out what is listed beyond the capacity, as far as it is idle: others may load there too. EngineError."""
+        async with self._serial:
+            while self._free() < 0 and await self._put_out():
+                pass
+
     async def prove_again(self, engine_name: str) -> None:
         """Ask for the proof of what is listed there already: loaded before this gateway knew the engine. Never raises.
 
@@ -242,14 +248,8 @@ class Replica:
     async def _load_where_room(self, engine_name: str, *, evict: bool) -> bool:
         """False where there is no room and nobody to put out."""
         async with self._serial:
-            if self._free() <= 0:
-                victim = self._victim() if evict else None
-                if victim is None:
-                    return False
-                self.evictions += 1
-                self.resident -= {victim}
-                self._changed()  # no request is sent to it from here on
-                await self._forget(victim)
+            if self._free() <= 0 and not (evict and await self._put_out()):
+                return False
             try:
                 if engine_name in self.elsewhere:
                     self._claimed.add(engine_name)
@@ -291,6 +291,17 @@ class Replica:
             return 1
         ours = len((self.resident | self.elsewhere) - self.foreign)
         return max(1, self.client.capacity - len(self.foreign)) - ours
+
+    async def _put_out(self) -> bool:
+        """Make room by one; False where nothing may go."""
+        victim = self._victim()
+        if victim is None:
+            return False
+        self.evictions += 1
+        self.resident -= {victim}
+        self._changed()  # no request is sent to it from here on
+        await self._forget(victim)
+        return True
 
     def _victim(self) -> str | None:
         """Whom to put out: what is idle for the longest time and neither pinned, nor about to answer, nor foreign."""

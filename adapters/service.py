@@ -121,7 +121,7 @@ class AdapterService:
         await self._changed()
         if promote:
             return await self.promote(name, version.version, by=by)
-        await self._reconciler.load_on(version.engine_name)
+        await self._reconciler.load_on(version.engine_name, wait_s=None)  # where there is room, else when asked for
         return await self.show(name)
 
     async def list(self, *, after: str | None = None, limit: int = 100) -> tuple[tuple[Adapter, ...], bool]:
@@ -217,6 +217,8 @@ class AdapterService:
         found, at = await self._one(name, version), self._clock()
         if found.state is VersionState.LIVE:
             raise Conflict(f"{name}@{version} is live. Promote another version before unloading it.", param="version")
+        if found.state is VersionState.CANARY:
+            raise Conflict(f"{name}@{version} is the canary. End the canary before unloading it.", param="version")
         await self._db.write(lambda conn: store.set_wish(conn, found, Wish.UNLOADED, at, by=by, why=why))
         _raise_first(await self._reconciler.unload_everywhere(found.engine_name), "Try again.")
         return await self.show(name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapters.db import Database
-from adapters.errors import EngineError, Unavailable
+from adapters.errors import Conflict, EngineError, Unavailable
 from adapters.reconcile import Plan, Wanted, plan
 from adapters.types import PlacementState, ReplicaState, WantedVersion
 from tests.adapters.conftest import Clock, Rig, rigged
@@ -253,3 +253,76 @@ async def test_who_waits_for_a_load_is_told_when_the_gateway_stops(rig: Rig, tmp
     await rig.reconciler.close()
     with pytest.raises(EngineError, match="stopped while"):
         await waiting
+
+
+async def _registered(rig: Rig, tmp_path: Path, *names: str, promote: bool = False) -> list[str]:
+    """Engine names of new adapters."""
+    made = []
+    for number, name in enumerate(names):
+        folder = write(tmp_path / name, tensors=usual(seed=1 + number))
+        made.append((await rig.service.register(folder, name, promote=promote)).versions[0].engine_name)
+    return made
+
+
+async def test_registering_takes_room_from_nobody_and_promoting_from_the_idle(
+    db: Database, tmp_path: Path, clock: Clock
+) -> None:
+    async with rigged(db, tmp_path / "adapters", clock, FakeVLLM(max_loras=2)) as rig:
+        engine = rig.engines[0]
+        first, second = await _registered(rig, tmp_path, "a", "b", promote=True)
+        [third] = await _registered(rig, tmp_path, "c")
+        assert set(engine.loaded) == {first, second}
+        await rig.service.promote("c", third.rpartition("@")[2])
+        assert len(engine.loaded) == 2
+        assert third in engine.loaded
+        assert rig.reconciler.residency[engine.url].evictions == 1
+
+
+async def test_what_others_loaded_beyond_the_slots_is_put_out(db: Database, tmp_path: Path, clock: Clock) -> None:
+    async with rigged(db, tmp_path / "adapters", clock, FakeVLLM(max_loras=2)) as rig:
+        engine = rig.engines[0]
+        names = await _registered(rig, tmp_path, "a", "b", "c", "d", promote=True)
+        for name in names:
+            engine.loaded[name] = str(rig.shelf.root / name)
+        await rig.service.load("b")
+        await rig.reconciler.tick(engine.url)
+        assert len(engine.loaded) == 2
+        assert names[1] in engine.loaded
+
+
+async def test_pinned_adapters_leave_one_slot_to_all_others(db: Database, tmp_path: Path, clock: Clock) -> None:
+    async with rigged(db, tmp_path / "adapters", clock, FakeVLLM(max_loras=3)) as rig:
+        names = await _registered(rig, tmp_path, "a", "b", "c", "d", promote=True)
+        await rig.service.load("a")
+        await rig.service.load("b")
+        await rig.service.load("b")
+        with pytest.raises(Conflict, match="2 adapters are pinned, and the smallest engine holds 3"):
+            await rig.service.load("c")
+        await rig.reconciler.tick(rig.engines[0].url)
+        for name in ("c", "d", "c"):
+            await rig.reconciler.ensure(names["abcd".index(name)], rig.engines[0].url)
+        assert set(names[:2]) < set(rig.engines[0].loaded)
+
+
+async def test_a_canary_is_neither_unloaded_nor_removed(rig: Rig, tmp_path: Path) -> None:
+    await _live(rig, tmp_path, "a", 0)
+    new = (await rig.service.register(write(tmp_path / "new", tensors=usual(seed=3)), "a")).versions[0].version
+    await rig.service.canary("a", new, 10)
+    for move in (rig.service.unload("a", new), rig.service.remove("a", new)):
+        with pytest.raises(Conflict, match="End the canary"):
+            await move
+    assert await rig.service.end_canary("a")
+    assert not await rig.service.end_canary("a")
+    await rig.service.remove("a", new)
+
+
+async def test_the_version_before_the_previous_leaves_the_engines(rig: Rig, tmp_path: Path) -> None:
+    first = await _live(rig, tmp_path, "a", 0)
+    second, third = await _live(rig, tmp_path, "a", 1), await _live(rig, tmp_path, "a", 2)
+    await asyncio.gather(*rig.service._swap._tasks)
+    assert [set(engine.loaded) for engine in rig.engines] == [{second, third}] * 2
+    assert rig.shelf.holds(first)
+    await rig.service.rollback("a")
+    await rig.service.promote("a", first.rpartition("@")[2])
+    await asyncio.gather(*rig.service._swap._tasks)
+    assert [set(engine.loaded) for engine in rig.engines] == [{second, first}] * 2
