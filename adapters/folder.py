@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import BinaryIO, NoReturn
 
+from adapters.errors import AdapterRejected
 from adapters.verdict import Rejected
 
 CONFIG = "adapter_config.json"
@@ -47,6 +48,7 @@ class Folder:
     config: bytes
     weights: BinaryIO
     weights_bytes: int
+    refused: AdapterRejected | None = None  # for what lies beside them; the two can still be judged
 
 
 @contextmanager
@@ -59,22 +61,32 @@ def opened(path: Path) -> Iterator[Folder]:
     except OSError as exc:
         _refuse("not_found", f"{path} is not a folder that can be read ({exc.strerror})", "Check the path.")
     try:
-        _check_entries(path, directory)
+        refused = _judged(path, _names(directory))
         with _file(directory, CONFIG, MAX_CONFIG_BYTES) as config, _file(directory, WEIGHTS, MAX_WEIGHTS_BYTES) as file:
             text = config.read(MAX_CONFIG_BYTES + 1)  # it may have grown since fstat
-            yield Folder(text[:MAX_CONFIG_BYTES], file, os.fstat(file.fileno()).st_size)
+            yield Folder(text[:MAX_CONFIG_BYTES], file, os.fstat(file.fileno()).st_size, refused)
     finally:
         os.close(directory)
 
 
-def _check_entries(path: Path, directory: int) -> None:
+def _names(directory: int) -> list[str]:
     names: list[str] = []
     with os.scandir(directory) as entries:
         for entry in entries:
             names.append(entry.name)
             if len(names) > MAX_ENTRIES:
                 _refuse("unexpected_file", f"the folder has more than {MAX_ENTRIES} entries", _ONLY_TWO)
-    check_names(path, names)
+    return names
+
+
+def _judged(path: PurePath, names: Collection[str]) -> AdapterRejected | None:
+    try:
+        check_names(path, names)
+    except AdapterRejected as error:
+        if not {CONFIG, WEIGHTS} <= {*names}:
+            raise
+        return error
+    return None
 
 
 def check_names(path: PurePath, names: Collection[str]) -> None:

@@ -86,6 +86,8 @@ def _look(
     sink: Callable[[bytes], object] | None,
 ) -> Checked | None:
     """What the folder is; None where `findings` refuse it. AdapterRejected for what ends the look at once."""
+    if found.refused is not None:
+        findings.add(found.refused)
     config = peft_config.parse(found.config, findings)
     header = safetensors.read_header(found.weights, found.weights_bytes)
     lora = modules.pairs(header.tensors, config, base.shape if base is not None else None, findings)
@@ -93,17 +95,20 @@ def _look(
     _compare_base(config.base if config is not None else None, base, findings)
     if findings.refused or config is None:
         return None
+    table = peft_config.normalised(config, [pair.module for pair in lora])
+    peft_config.check_patterns(table, findings)
+    if findings.refused:
+        return None
     contents = safetensors.scan(found.weights, header, sink)
     if all(contents.zeros & {*pair.tensors} for pair in lora):
         what = "One half of every module is zero: this adapter was never trained and answers like the base."
         findings.warn("untrained", what)
-    table = peft_config.normalised(config, [pair.module for pair in lora])
     digest = hashlib.sha256(f"{contents.digest}\n{peft_config.semantic(table)}".encode()).hexdigest()
     return Checked(
         digest=digest,
         rank=max(pair.rank for pair in lora),
         size_bytes=found.weights_bytes,
-        config=table,
+        config=peft_config.written(table),
         base=config.base,
         findings=findings.all(),
         memory=_memory(lora, base, max_lora_rank),

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters.errors import AdapterRejected
-from adapters.folder import MAX_ENTRIES
 from adapters.intake import Checked, check
 from adapters.served import BaseInfo, described
-from tests.adapters.folders import CONFIG, PREFIX, Tensors, numbers, pair, usual, weights, write, write_base
+from tests.adapters.corpus import CONFIGS, EMBEDDING, FOLDERS, WEIGHTS, Q, W, add
+from tests.adapters.folders import CONFIG, PREFIX, Tensors, pair, usual, weights, write, write_base
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo" / "adapters"
 
@@ -36,77 +35,6 @@ def _reason(folder: Path, base: BaseInfo | None, max_lora_rank: int = 16) -> str
     assert message.isprintable(), ascii(message)
     assert before is None or sorted(os.listdir(folder)) == before
     return caught.value.reason
-
-
-# --- folders that are refused for what lies in them ---
-
-
-def _link(folder: Path, name: str) -> None:
-    (folder / name).rename(folder.parent / "elsewhere")
-    (folder / name).symlink_to(folder.parent / "elsewhere")
-
-
-def _replace(folder: Path, name: str, make: Callable[[Path], object]) -> None:
-    (folder / name).unlink()
-    make(folder / name)
-
-
-def _drop(folder: Path, *names: str) -> Path:
-    for name in names:
-        (folder / name).unlink()
-    return folder
-
-
-def _add(folder: Path, name: str) -> Path:
-    (folder / name).write_bytes(b"x")
-    return folder
-
-
-def _crowd(folder: Path) -> None:
-    for at in range(MAX_ENTRIES):
-        (folder / f"{at}.txt").touch()
-
-
-W, C = "adapter_model.safetensors", "adapter_config.json"
-FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty": (lambda f: _drop(f, W, C), "not_an_adapter"),
-    "no weights": (lambda f: _drop(f, W), "not_an_adapter"),
-    "no config": (lambda f: _drop(f, C), "not_an_adapter"),
-    "whole model": (lambda f: _add(_drop(f, W, C), "model-00001-of-00002.safetensors"), "not_an_adapter"),
-    "pickle instead": (lambda f: _add(_drop(f, W), "adapter_model.bin"), "pickle_weights"),
-    "pickle beside": (lambda f: _add(f, "adapter_model.bin"), "pickle_weights"),
-    "pt beside": (lambda f: _add(f, "adapter_model.pt"), "pickle_weights"),
-    "other pickle": (lambda f: _add(f, "extra.pkl"), "pickle_weights"),
-    "odd pickle instead": (lambda f: _add(_drop(f, W), "lora.pth"), "pickle_weights"),
-    "code": (lambda f: _add(f, "modeling_custom.py"), "unexpected_file"),
-    "library": (lambda f: _add(f, "kernel.so"), "unexpected_file"),
-    "name with a newline": (lambda f: _add(f, "x\ny"), "unexpected_file"),
-    "no weights, an odd checkpoint": (
-        lambda f: os.mkdir(os.fsencode(_drop(f, W)) + b"/checkpoint-\xff\x1b[2J"),
-        "not_an_adapter",
-    ),
-    "other weights": (lambda f: _add(f, "second.safetensors"), "unexpected_file"),
-    "reward model": (lambda f: _add(f, "value_head.safetensors"), "reward_model"),
-    "weights are a link": (lambda f: _link(f, W), "symlink"),
-    "config is a link": (lambda f: _link(f, C), "symlink"),
-    "config links to /etc/passwd": (lambda f: _replace(f, C, lambda p: p.symlink_to("/etc/passwd")), "symlink"),
-    "dangling link": (lambda f: _replace(f, W, lambda p: p.symlink_to("nowhere")), "symlink"),
-    "weights are a folder": (lambda f: _replace(f, W, Path.mkdir), "not_a_file"),
-    "weights are a pipe": (lambda f: _replace(f, W, os.mkfifo), "not_a_file"),
-    "config is a pipe": (lambda f: _replace(f, C, os.mkfifo), "not_a_file"),
-    "config of 2 MiB": (lambda f: (f / C).write_bytes(b" " * 2**21), "too_large"),
-    "sparse weights of 9 GiB": (lambda f: os.truncate(f / W, 9 * 2**30), "too_large"),
-    "too many entries": (_crowd, "unexpected_file"),
-    "config cut": (lambda f: os.truncate(f / C, 100), "config_json"),
-    "config a list": (lambda f: (f / C).write_text("[]"), "config_json"),
-    "config with a key twice": (lambda f: (f / C).write_text('{"r": 8, "r": 16}'), "config_json"),
-    "config with NaN": (lambda f: (f / C).write_text('{"r": NaN}'), "config_json"),
-    "config nested deep": (lambda f: (f / C).write_text('{"a":' * 50_000), "config_json"),
-    "config not UTF-8": (lambda f: (f / C).write_bytes(b'{"a": "\xff"}'), "config_json"),
-    "weights cut": (lambda f: os.truncate(f / W, (f / W).stat().st_size - 1), "safetensors_truncated"),
-    "weights are HTML": (lambda f: (f / W).write_bytes(b"<!DOCTYPE html>" * 9), "safetensors_header"),
-    "weights are a git-lfs pointer": (lambda f: (f / W).write_text("version https://git-lfs"), "safetensors_header"),
-}
 
 
 @pytest.mark.parametrize("case", FOLDERS)
@@ -135,58 +63,6 @@ def test_a_checkpoint_below_is_named_as_the_nearest(tmp_path: Path, base: BaseIn
         check(tmp_path / "out", base, 16)
 
 
-# --- configs that are refused, one per key ---
-
-CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "other method": ({"peft_type": "OFT"}, "not_lora"),
-    "no method": ({"peft_type": None}, "not_lora"),
-    "DoRA": ({"use_dora": True}, "dora"),
-    "PiSSA": ({"init_lora_weights": "pissa"}, "pissa_unconverted"),
-    "PiSSA fast": ({"init_lora_weights": "pissa_niter_16"}, "pissa_unconverted"),
-    "OLoRA": ({"init_lora_weights": "olora"}, "init_changes_base"),
-    "CorDA": ({"init_lora_weights": "corda"}, "init_changes_base"),
-    "LoftQ": ({"init_lora_weights": "loftq"}, "init_changes_base"),
-    "init a number": ({"init_lora_weights": 3}, "config_type"),
-    "LoftQ config": ({"loftq_config": {"loftq_bits": 4}}, "init_changes_base"),
-    "CorDA cache, a pickle": ({"corda_config": {"cache_file": "/tmp/x"}}, "init_changes_base"),
-    "whole modules": ({"modules_to_save": ["embed_tokens"]}, "modules_to_save"),
-    "classification head": ({"modules_to_save": ["score"]}, "modules_to_save"),
-    "new tokens": ({"trainable_token_indices": [1]}, "trainable_tokens"),
-    "bias": ({"bias": "all"}, "bias"),
-    "LoRA bias": ({"lora_bias": True}, "lora_bias"),
-    "aLoRA": ({"alora_invocation_tokens": [1]}, "alora"),
-    "layer replication": ({"layer_replication": [[0, 1]]}, "layer_replication"),
-    "QALoRA": ({"use_qalora": True}, "qalora"),
-    "BD-LoRA": ({"use_bdlora": {"nblocks": 2}}, "bdlora"),
-    "experts": ({"target_parameters": ["experts.down"]}, "target_parameters"),
-    "arrow": ({"arrow_config": {"k": 1}}, "arrow"),
-    "code by name": ({"auto_mapping": {"parent_library": "os"}}, "auto_mapping"),
-    "megatron": ({"megatron_config": {"a": 1}}, "megatron"),
-    "megatron's import": ({"megatron_core": "os.path"}, "megatron"),
-    "tokenizer": ({"tokenizer_name_or_path": "evil/repo"}, "tokenizer"),
-    "unknown key": ({"load_from": "http://x"}, "unknown_key"),
-    "classifier": ({"task_type": "SEQ_CLS"}, "task_type"),
-    "base by address": ({"base_model_name_or_path": "https://x/y"}, "base_mismatch"),
-    "base that moves the cursor": ({"base_model_name_or_path": "\x1b]0;x\x07"}, "base_mismatch"),
-    "base that is no text": ({"base_model_name_or_path": "\ud800"}, "base_mismatch"),
-    "rank 0": ({"r": 0}, "rank"),
-    "rank 513": ({"r": 513}, "rank"),
-    "rank true": ({"r": True}, "rank"),
-    "rank a text": ({"r": "8"}, "rank"),
-    "alpha 0": ({"lora_alpha": 0}, "config_type"),
-    "alpha endless": ({"lora_alpha": 1e300}, "config_type"),
-    "flag a text": ({"use_rslora": "yes"}, "config_type"),
-    "targets a number": ({"target_modules": 3}, "config_type"),
-    "pattern that backtracks": ({"rank_pattern": {"(a+)+$": 8}}, "pattern"),
-    "pattern of a text": ({"rank_pattern": {"q_proj": "8"}}, "pattern"),
-    "alpha pattern negative": ({"alpha_pattern": {"q_proj": -1}}, "pattern"),
-    "GPT-2 layout": ({"fan_in_fan_out": True}, "fan_in_fan_out"),
-    "tied": ({"ensure_weight_tying": True}, "weight_tying"),
-    "other rank than tensors": ({"r": 4}, "rank_mismatch"),
-    "pattern unlike tensors": ({"rank_pattern": {"q_proj": 4}}, "rank_mismatch"),
-}
-
-
 @pytest.mark.parametrize("case", CONFIGS)
 def test_configs_that_are_refused(tmp_path: Path, base: BaseInfo, case: str) -> None:
     keys, reason = CONFIGS[case]
@@ -196,31 +72,6 @@ def test_configs_that_are_refused(tmp_path: Path, base: BaseInfo, case: str) -> 
 @pytest.mark.parametrize("key", ["r", "lora_alpha", "target_modules"])
 def test_a_config_without_a_needed_key(tmp_path: Path, base: BaseInfo, key: str) -> None:
     assert _reason(write(tmp_path / "adapter", without=[key]), base) == "config_incomplete"
-
-
-# --- weights that are refused ---
-
-Q = f"{PREFIX}0.self_attn.q_proj"
-WEIGHTS: dict[str, tuple[Tensors, str]] = {
-    "a whole module": ([*usual(), (f"{Q}.weight", "BF16", [1], numbers(1))], "tensor_name"),
-    "DoRA's magnitude": ([*usual(), (f"{Q}.lora_magnitude_vector", "BF16", [1], numbers(1))], "dora"),
-    "a bias": ([*usual(), (f"{Q}.lora_B.bias", "BF16", [1], numbers(1))], "bias"),
-    "without PEFT's prefix": (pair("model.layers.0.self_attn.q_proj", 32, 32), "tensor_name"),
-    "dots in a row": (pair("base_model.model.model..q_proj", 32, 32), "tensor_name"),
-    "half an embedding name": ([(f"{Q}.lora_embedding_A.weight", "BF16", [8, 2], numbers(16))], "tensor_name"),
-    "only A": (usual()[:1], "tensor_pair"),
-    "three dimensions": ([(f"{Q}.lora_A.weight", "BF16", [8, 2, 2], numbers(32))], "tensor_shape"),
-    "another width": (pair(Q, 48, 32), "base_mismatch"),
-    "another height": (pair(Q, 32, 48), "base_mismatch"),
-    "a layer too many": (pair(f"{PREFIX}2.self_attn.q_proj", 32, 32), "base_mismatch"),
-    "another vocabulary": (pair("base_model.model.lm_head", 32, 101), "vocabulary_resized"),
-    "an unknown module": (pair(f"{PREFIX}0.self_attn.c_attn", 32, 96), "unknown_module"),
-    "only a base layer": (
-        [("base_model.model.model.embed_tokens.base_layer.weight", "BF16", [100, 1], numbers(100))],
-        "no_lora_tensors",
-    ),
-    "NaN": ([*usual()[:-1], (*usual()[-1][:3], b"\xff" * len(usual()[-1][3]))], "not_finite"),
-}
 
 
 @pytest.mark.parametrize("case", WEIGHTS)
@@ -290,7 +141,7 @@ SIDE_FILES = re.split(
 def test_a_trainers_whole_output_folder_is_taken(tmp_path: Path, base: BaseInfo) -> None:
     folder = write(tmp_path / "adapter")
     for name in SIDE_FILES:
-        _add(folder, name)
+        add(folder, name)
     for name in ("checkpoint-40", "runs", "pissa_converted"):
         (folder / name).mkdir()
     (folder / "tokenizer.model").symlink_to("/etc/passwd")  # never opened
@@ -334,12 +185,6 @@ def test_patterns_become_one_entry_per_module(tmp_path: Path, base: BaseInfo) ->
         "^model.layers.1.self_attn.q_proj": 2,
     }
     assert found.config["target_modules"] == ["q_proj"]
-
-
-EMBEDDING: Tensors = [
-    ("base_model.model.model.embed_tokens.lora_embedding_A", "BF16", [8, 100], numbers(800)),
-    ("base_model.model.model.embed_tokens.lora_embedding_B", "BF16", [32, 8], numbers(256)),
-]
 
 
 def test_embeddings_are_taken_where_vllm_takes_them(tmp_path: Path, base: BaseInfo) -> None:
