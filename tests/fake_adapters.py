@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fake_answers import dump, problem
+from tests.fake_slots import Loaded, Slots
 from tests.fake_wire import Reply
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -49,8 +50,20 @@ class Adapters:
     model_path: str
     max_lora_rank: int
     folder: Path | None
-    loaded: dict[str, str] = field(default_factory=dict)
+    slots: Slots
+    loaded: dict[str, str] = field(default_factory=dict)  # the list of names, which says nothing of slots
     loads: list[str] = field(default_factory=list)
+
+    def find(self, name: Any) -> Loaded | None:
+        """The load that a request for `name` uses; None for the base and for what there is not."""
+        if not isinstance(name, str) or not isinstance(self.resolve(name), str) or name not in self.loaded:
+            return None
+        return self.slots.find(name, self.loaded[name])
+
+    def forget(self) -> None:
+        """The process is gone."""
+        self.loaded.clear()
+        self.slots.clear()
 
     def resolve(self, name: str | None) -> str | Reply:
         """The name that the answer will carry, loading lazily as the filesystem resolver does; else 404 or 400."""
@@ -63,6 +76,7 @@ class Adapters:
         if self.folder is not None and self._belongs(path := self.folder / name):
             if self._failure(path) is not None:
                 return problem(f"LoRA adapter '{name}' was found but could not be loaded.")
+            self.slots.load(name, str(path))
             self.loaded[name] = str(path)
             return name
         aliases = ", ".join(self.bases)
@@ -94,6 +108,7 @@ class Adapters:
                 "InternalServerError",
                 500,
             )
+        self.slots.load(name, path)
         self.loaded[name] = path
         text = f"Success: LoRA adapter '{name}' added successfully."
         return Reply(body=text.encode(), content_type=None)

@@ -12,6 +12,7 @@ from typing import Any
 from tests import fake_answers, fake_events
 from tests.fake_adapters import Adapters, missing_fields
 from tests.fake_answers import Ask, dump, problem
+from tests.fake_slots import Loaded
 from tests.fake_wire import Reply, Seen
 
 INFERENCE: dict[str, tuple[str, Callable[[Ask], Reply]]] = {
@@ -33,15 +34,27 @@ class Routes:
     """Everything that decides an answer, the load aside (that is passed in)."""
 
     adapters: Adapters
-    max_loras: int
     max_model_len: int
     api_key: str | None
     clock: Callable[[], float]
+    shows_weights: bool = False
     asked: int = 0
     lies: dict[str | None, str] = field(default_factory=dict)
 
-    def reply(self, seen: Seen, body: Any, *, live: int, fails_after: int | None) -> Reply:
-        """The answer to `seen`; `body` is what `parsed` made of it."""
+    def reply(
+        self,
+        seen: Seen,
+        body: Any,
+        *,
+        live: int,
+        fails_after: int | None,
+        used: Loaded | None = None,
+        weights: str = "",
+    ) -> Reply:
+        """The answer to `seen`; `body` is what `parsed` made of it.
+
+        used: the adapter whose slot it has, listed still or not; weights: their digest.
+        """
         # Only these prefixes are guarded: /tokenize and /invocations are open on a real engine too.
         guarded = seen.path.startswith(("/v1", "/v2", "/inference", "/cohere"))
         if self.api_key is not None and guarded and seen.header("authorization") != f"Bearer {self.api_key}":
@@ -56,16 +69,18 @@ class Routes:
             return body
         if seen.path in LORA:
             return self.adapters.load(body) if seen.path == LORA[0] else self.adapters.unload(body)
-        return self._infer(seen, body, fails_after)
+        return self._infer(seen, body, fails_after, used, weights)
 
-    def _infer(self, seen: Seen, body: dict[str, Any], fails_after: int | None) -> Reply:
+    def _infer(
+        self, seen: Seen, body: dict[str, Any], fails_after: int | None, used: Loaded | None, weights: str
+    ) -> Reply:
         prefix, answer = INFERENCE[seen.path]
         if seen.path == "/invocations" and "messages" in body:
             prefix, answer = INFERENCE["/v1/chat/completions"]
         required = ("messages", "max_tokens") if seen.path == "/v1/messages" else ()
         if missing := [key for key in required if key not in body]:
             return missing_fields(missing, len(body))
-        model = self.adapters.resolve(body.get("model"))
+        model = used.name if used is not None else self.adapters.resolve(body.get("model"))
         if isinstance(model, Reply) and model.status == 404 and seen.path == "/v1/embeddings":
             return problem(f"The model `{body['model']}` does not exist.", "NotFoundError", 404)
         if isinstance(model, Reply):
@@ -74,11 +89,13 @@ class Routes:
         own = f"{self.asked:016x}"
         # vLLM takes the caller's X-Request-Id into the id, except on Responses.
         name = f"resp_{own}" if prefix == "resp" else f"{prefix}-{seen.header('x-request-id') or own}"
-        return answer(Ask(body, model, name, int(self.clock()), self.max_model_len, fails_after, self._speaker(model)))
+        speaker = self._speaker(model, weights)
+        return answer(Ask(body, model, name, int(self.clock()), self.max_model_len, fails_after, speaker))
 
-    def _speaker(self, model: str) -> str:
+    def _speaker(self, model: str, weights: str) -> str:
         adapter = model not in self.adapters.bases
-        return self.lies.get(model, self.lies.get(None, model) if adapter else model)
+        own = f"{model}#{weights}#{self.adapters.model_path}" if adapter and self.shows_weights else model
+        return self.lies.get(model, self.lies.get(None, own) if adapter else own)
 
     def _get(self, path: str, live: int) -> Reply:
         match path:
@@ -95,6 +112,12 @@ class Routes:
     def _metrics(self, live: int) -> str:
         label = f'engine="0",model_name="{self.adapters.bases[0]}"'
         names = ",".join(self.adapters.loaded)
+        slots = (
+            "# HELP vllm:lora_requests_info Running stats on lora requests.\n"
+            "# TYPE vllm:lora_requests_info gauge\n"
+            f'vllm:lora_requests_info{{max_lora="{self.adapters.slots.count}",running_lora_adapters="{names}",'
+            f'waiting_lora_adapters=""}} {self.clock()}\n'
+        )
         return (
             "# HELP vllm:num_requests_running Number of requests in model execution batches.\n"
             "# TYPE vllm:num_requests_running gauge\n"
@@ -102,11 +125,7 @@ class Routes:
             "# HELP vllm:num_requests_waiting Number of requests waiting to be processed.\n"
             "# TYPE vllm:num_requests_waiting gauge\n"
             f"vllm:num_requests_waiting{{{label}}} 0.0\n"
-            "# HELP vllm:lora_requests_info Running stats on lora requests.\n"
-            "# TYPE vllm:lora_requests_info gauge\n"
-            f'vllm:lora_requests_info{{max_lora="{self.max_loras}",running_lora_adapters="{names}",'
-            f'waiting_lora_adapters=""}} {self.clock()}\n'
-        )
+        ) + (slots if self.asked else "")  # not before the first request of all (tried)
 
 
 def _not_allowed(method: str) -> Reply:

@@ -14,8 +14,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -23,13 +23,18 @@ from tests.fake_adapters import Adapters
 from tests.fake_answers import problem
 from tests.fake_faults import Fault, Scripted, misbehave
 from tests.fake_routes import INFERENCE, Routes, parsed
+from tests.fake_slots import EngineDied, Loaded, Slots
 from tests.fake_wire import Connection, Seen
 
 __all__ = ["FakeVLLM", "Fault", "Seen"]
 
 
 class FakeVLLM:
-    """One engine. `base` and `aliases` are its served names, `model_path` its `--model` (the base unless told)."""
+    """One engine. `base` and `aliases` are its served names, `model_path` its `--model` (the base unless told).
+
+    max_cpu_loras: copies of adapters that it keeps beside those in slots. shows_weights: what an adapter says begins
+    with `<name>#<digest of the weights that computed it>#<model_path>` instead of the name alone.
+    """
 
     def __init__(
         self,
@@ -39,6 +44,8 @@ class FakeVLLM:
         adapter_dir: Path | None = None,
         api_key: str | None = None,
         *,
+        max_cpu_loras: int = 0,
+        shows_weights: bool = False,
         aliases: Sequence[str] = (),
         model_path: str | None = None,
         max_model_len: int = 4096,
@@ -46,8 +53,11 @@ class FakeVLLM:
         port: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.adapters = Adapters([base, *aliases], model_path or base, max_lora_rank, adapter_dir)
-        self._routes = Routes(self.adapters, max_loras, max_model_len, api_key, clock)
+        self.slots = Slots(max_loras, max(max_loras, max_cpu_loras))
+        self.adapters = Adapters([base, *aliases], model_path or base, max_lora_rank, adapter_dir, self.slots)
+        self._routes = Routes(self.adapters, max_model_len, api_key, clock, shows_weights)
+        self.deaths: list[str] = []  # why; who expects one clears it, any other fails the test
+        self.gates: dict[str, asyncio.Event] = {}  # word in a request -> until when its answer stands still
         self.requests: list[Seen] = []
         self.live = self.accepted = self.aborted = 0
         self._host, self._port = host, port
@@ -77,6 +87,8 @@ class FakeVLLM:
             self._held.close()
         if self._mistakes:
             raise self._mistakes[0]
+        if self.deaths:
+            raise AssertionError(f"the engine died: {self.deaths}")
 
     @property
     def url(self) -> str:
@@ -99,7 +111,7 @@ class FakeVLLM:
             tasks = {c.task for c in self._connections if c.task is not None} | self._ending
             await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.sleep(0)
-        self.adapters.loaded.clear()
+        self.adapters.forget()
 
     async def restart(self) -> None:
         """Stop and start on the same port."""
@@ -271,11 +283,38 @@ class FakeVLLM:
         model = body.get("model") if isinstance(body, dict) else None
         what = self._fault(seen.path, model)
         fails = what.after if what is not None and what.fault is Fault.ERROR_EVENT else None
-        reply = self._routes.reply(seen, body, live=self.live, fails_after=fails)
-        if what is None:
-            await connection.reply(reply, keep_alive=seen.keep_alive)
-        else:
-            await misbehave(connection, reply, what, keep_alive=seen.keep_alive)
+        gate = next((gate for word, gate in self.gates.items() if word.encode() in seen.body), None)
+        try:
+            async with self._slot(model if seen.path in INFERENCE else None) as (used, weights):
+                reply = self._routes.reply(seen, body, live=self.live, fails_after=fails, used=used, weights=weights)
+                if what is None:
+                    await connection.reply(reply, keep_alive=seen.keep_alive, gate=gate)
+                else:
+                    await misbehave(connection, reply, what, keep_alive=seen.keep_alive)
+        except EngineDied as why:
+            self.deaths.append(str(why))
+            self._refuse()
+            self.adapters.forget()
+            await asyncio.Event().wait()  # as everything else that ran, it is cut off
+
+    @asynccontextmanager
+    async def _slot(self, model: str | None) -> AsyncIterator[tuple[Loaded | None, str]]:
+        """Wait for a place in the batch, and have it meanwhile: what computes, and the digest of its weights."""
+        used = self.adapters.find(model)
+        if used is None:
+            yield None, ""
+            return
+        self.slots.came(used)
+        try:
+            while not self.slots.may_run(used):
+                await self._until(lambda: self.slots.may_run(used))
+        finally:
+            self.slots.left(used)
+        try:
+            yield used, self.slots.begin(used)
+        finally:
+            self.slots.end(used)
+            self._note()
 
 
 # as a process

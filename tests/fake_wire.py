@@ -161,13 +161,19 @@ class Connection(asyncio.Protocol):
         await asyncio.sleep(0)
         await self._writable.wait()
 
-    async def reply(self, reply: Reply, *, keep_alive: bool = True, delay: float = 0.0) -> None:
-        """The whole answer; `delay` seconds before every event."""
+    async def reply(
+        self, reply: Reply, *, keep_alive: bool = True, delay: float = 0.0, gate: asyncio.Event | None = None
+    ) -> None:
+        """The whole answer; `delay` seconds before every event; behind the second event, or before all, `gate`."""
         if reply.events is None:
+            if gate is not None:
+                await gate.wait()
             await self.send(reply.head(keep_alive=keep_alive, length=len(reply.body)) + reply.body)
         else:
             await self.send(reply.head(keep_alive=keep_alive))
-            for event in reply.events:
+            for at, event in enumerate(reply.events):
+                if at == 2 and gate is not None:
+                    await gate.wait()
                 if delay:
                     await asyncio.sleep(delay)
                 await self.send(chunk(event))
