@@ -8,12 +8,14 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Request
+from starlette.responses import JSONResponse
 
 from adapters.arrivals import Arrivals
-from adapters.errors import Conflict, InvalidRequest
+from adapters.errors import AdapterRejected, Conflict, InvalidRequest
 from adapters.names import check_public_name
 from adapters.service import OPERATOR, AdapterService
 from adapters.types import Adapter, Canary, Rules, Version
+from gateway.admin import verdicts
 from gateway.admin.access import Admin, admin
 from gateway.admin.schemas import (
     AdapterRegister,
@@ -21,7 +23,6 @@ from gateway.admin.schemas import (
     AdapterView,
     CanaryChosen,
     CanaryView,
-    CheckView,
     EventView,
     HistoryPaging,
     LimitsChange,
@@ -38,6 +39,7 @@ from gateway.admin.schemas import (
     VersionView,
 )
 from gateway.admin.uploads import arriving
+from gateway.admin.verdicts import CheckRefusedView, CheckView
 from gateway.keys import Key
 from gateway.tokens import ROOT_ID
 
@@ -58,7 +60,8 @@ class AdapterRoutes:
         router = APIRouter(prefix="/admin/v1/adapters", dependencies=[Depends(admin)], tags=["adapters"])
         router.add_api_route("", self.register, methods=["POST"], status_code=201)
         router.add_api_route("", self.list, methods=["GET"])
-        router.add_api_route("/check", self.check, methods=["POST"])
+        refused: dict[int | str, dict[str, Any]] = {400: {"model": CheckRefusedView}}
+        router.add_api_route("/check", self.check, methods=["POST"], response_model=CheckView, responses=refused)
         router.add_api_route("/{name}", self.show, methods=["GET"])
         router.add_api_route("/{name}", self.remove, methods=["DELETE"])
         router.add_api_route("/{name}", self.limit, methods=["PATCH"])
@@ -94,18 +97,16 @@ class AdapterRoutes:
         found, has_more = await self._adapters.list(after=paging.after, limit=paging.limit)
         return Listed[AdapterView](data=[self._view(adapter) for adapter in found], has_more=has_more)
 
-    async def check(self, body: AdapterSource, request: Request) -> CheckView:
-        """Whether an adapter could be served; nothing is stored or loaded. Takes a `file` too, as registering does."""
-        async with arriving(self._arrivals, request, body.source) as arrived:
-            found = await self._adapters.check(arrived.folder)
-        return CheckView(
-            ok=True,
-            version=found.version,
-            rank=found.rank,
-            size_bytes=found.size_bytes,
-            base=found.base,
-            warnings=[*found.warnings],
-        )
+    async def check(self, body: AdapterSource, request: Request) -> CheckView | JSONResponse:
+        """Whether an adapter could be served, and all that speaks against it; nothing is stored or loaded.
+
+        Takes a `file` too, as registering does.
+        """
+        try:
+            async with arriving(self._arrivals, request, body.source) as arrived:
+                return verdicts.taken(await self._adapters.check(arrived.folder))
+        except AdapterRejected as error:
+            return verdicts.refused(error)
 
     async def show(self, name: Name) -> AdapterView:
         """One adapter, its versions, and where each is loaded."""

@@ -246,17 +246,6 @@ class EventView(BaseModel):
     why: str
 
 
-class CheckView(BaseModel):
-    """An adapter that can be served; one that cannot is a 400 with the reason."""
-
-    ok: bool
-    version: str
-    rank: int
-    size_bytes: int
-    base: str | None
-    warnings: list[str]
-
-
 class RemovedView(BaseModel):
     name: str
     removed: list[str]

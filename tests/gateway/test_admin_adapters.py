@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -80,11 +81,26 @@ async def test_check_stores_nothing(room: AdminRoom) -> None:
     source = tiny_lora(room.home / "x")
     report = (await room.root_client.post(f"{PATH}/check", json={"source": str(source)})).json()
     assert (report["ok"], report["rank"], len(report["version"])) == (True, 4, 12)
+    assert report["memory"] == {"adapter_bytes": 2 * 4 * (8 + 8), "slot_bytes": None, "max_lora_rank": 16}
+    assert [each["reason"] for each in report["findings"]] == ["base_unknown"], "no engine is running"
     assert (await room.root_client.get(PATH)).json()["data"] == []
-    (source / "adapter_config.json").write_text('{"peft_type": "OFT"}')
+
+
+async def test_check_tells_all_that_speaks_against_an_adapter(room: AdminRoom) -> None:
+    """As a 400 with the error that registering it would give, and beside it every finding."""
+    source = tiny_lora(room.home / "x")
+    config = json.loads((source / "adapter_config.json").read_text())
+    (source / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True, "bias": "all"}))
     refused = await room.root_client.post(f"{PATH}/check", json={"source": str(source)})
-    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "adapter_rejected")
-    assert len(refused.json()["error"]["message"]) > 20
+    body = refused.json()
+    assert (refused.status_code, body["ok"], body["error"]["code"]) == (400, False, "adapter_rejected")
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    assert refused.headers["x-request-id"]
+    told = [(each["severity"], each["reason"]) for each in body["findings"]]
+    assert told == [("refuse", "dora"), ("refuse", "bias"), ("warn", "base_unknown")]
+    assert "use_dora: false" in body["findings"][0]["nearest"]
+    registered = await room.root_client.post(PATH, json={"source": str(source), "name": "cs"})
+    assert (registered.status_code, registered.json()) == (400, {"error": body["error"]})
 
 
 REFUSED: list[tuple[dict[str, object], str]] = [
