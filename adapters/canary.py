@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from adapters.chance import failures, spread_of_mean, students_tail
+from adapters.chance import even_groups, failures, spread_of_mean, students_tail
 from adapters.types import Rules
 
 # How likely a canary as good as the live version may be ended by mistake, over all looks of its life: 0.5 %. Errors
@@ -174,7 +174,8 @@ def _finish(live: Shape, canary: Shape, rules: Rules, chance: float) -> Verdict 
     """Answers that end for another reason: more of them cut off at the limit, no more tool calls, and so on."""
     arms = _by_group(live), _by_group(canary)
     totals = [sum(sum(reasons.values()) for reasons in arm.values()) for arm in arms]
-    if min(totals) < rules.min_requests or min(len(arm) for arm in arms) < 2:
+    freedom = min(even_groups([sum(reasons.values()) for reasons in arm.values()]) for arm in arms) - 1
+    if min(totals) < rules.min_requests or freedom < 1:
         return None
     shares_of = {reason: tuple(_share(arm, reason) for arm in arms) for reason in REASONS}
     for reason, shares in sorted(shares_of.items(), key=lambda item: item[1][0] - item[1][1]):  # what grew most, first
@@ -185,7 +186,7 @@ def _finish(live: Shape, canary: Shape, rules: Rules, chance: float) -> Verdict 
         least = pooled * (1 - pooled) * (1 / totals[0] + 1 / totals[1])  # were all requests independent
         spread = sum(_spread_of_share(*each, reason) for each in zip(arms, shares, totals, strict=True))
         t = difference / math.sqrt(max(spread, least))
-        if students_tail(t, min(len(arm) for arm in arms) - 1) * 2 * len(REASONS) <= chance:
+        if students_tail(t, freedom) * 2 * len(REASONS) <= chance:
             return Verdict(
                 "finish_reasons",
                 f"{_percent(shares[1])} of {totals[1]} canary answers ended with {reason}, "
@@ -242,8 +243,9 @@ def compare(live: Shape, canary: Shape, measure: str) -> Comparison | None:
         {s: sum(t for _, t in arm[s].values()) / size[s] for s in strata} for arm, size in zip(arms, sizes, strict=True)
     ]
     weights = {s: sizes[0][s] * sizes[1][s] / (sizes[0][s] + sizes[1][s]) for s in strata}
-    groups = [{group for s in strata for group in arm[s]} for arm in arms]
-    if not strata or min(map(len, groups)) < 2:
+    groups = [_answers(arm, strata) for arm in arms]
+    freedom = min(even_groups(list(its.values())) for its in groups) - 1
+    if freedom < 1:
         return None
     whole = sum(weights.values())
     difference = sum(weights[s] * (means[1][s] - means[0][s]) for s in strata) / whole
@@ -256,7 +258,7 @@ def compare(live: Shape, canary: Shape, measure: str) -> Comparison | None:
         variance += spread_of_mean([*errors.values()])
     t = difference / math.sqrt(variance) if variance else math.copysign(math.inf, difference)
     answers = min(sum(size.values()) for size in sizes)
-    return Comparison(math.exp(difference), t, min(map(len, groups)) - 1, answers)
+    return Comparison(math.exp(difference), t, freedom, answers)
 
 
 def typical(shape: Shape, measure: str) -> float | None:
@@ -273,6 +275,15 @@ def _strata(shape: Shape, measure: str) -> dict[int, dict[int, tuple[int, float]
         if name == measure:
             strata.setdefault(stratum, {})[group] = value
     return strata
+
+
+def _answers(arm: Mapping[int, Mapping[int, tuple[int, float]]], strata: Sequence[int]) -> dict[int, int]:
+    """group → answers in all strata"""
+    found: dict[int, int] = {}
+    for stratum in strata:
+        for group, (count, _) in arm[stratum].items():
+            found[group] = found.get(group, 0) + count
+    return found
 
 
 def _percent(share: float) -> str:

@@ -1,4 +1,4 @@
-"""How likely a difference is by chance alone: the three calculations that judging a canary needs.
+"""How likely a difference is by chance alone: the calculations that judging a canary needs.
 
 Pure functions of numbers. Must not know what is being compared.
 """
@@ -6,7 +6,7 @@ Pure functions of numbers. Must not know what is being compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 
 def failures(slots: Iterable[tuple[int, int, int, int]]) -> float:
@@ -64,3 +64,8 @@ def spread_of_mean(errors: Sequence[float]) -> float:
     """
     groups = len(errors)
     return sum(error * error for error in errors) * groups / (groups - 1)
+
+
+def even_groups(sizes: Collection[int]) -> int:
+    """How many groups of equal size would say as much: with one large and many small ones hardly more than one."""
+    return int(sum(sizes) ** 2 / sum(size * size for size in sizes)) if sizes else 0

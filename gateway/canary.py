@@ -230,6 +230,7 @@ class Canaries:
                 log.warning("the canary of %s cannot be judged: %s", name, error.message)
             except Exception:  # the loop must live to judge the others
                 log.exception("the canary of %s cannot be judged", name)
+            await asyncio.sleep(0)  # a look takes 0.5 ms, at worst 5: requests go between two
 
     async def _watch(self) -> None:
         while True:

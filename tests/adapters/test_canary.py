@@ -100,6 +100,10 @@ def test_finish_reasons_of_few_callers_say_more_of_callers_than_of_versions() ->
     quiet = slots(720, 3, 100, 0)
     one = finishing(1, stop=60, length=40)
     assert judge(quiet, finishing(stop=70, length=2), one, RULES, 1) is None
+    mostly_one = Shape({(0, "length"): 60, **{(group, "stop"): 4 for group in range(1, 10)}})
+    assert judge(quiet, finishing(stop=70, length=2), mostly_one, RULES, 1) is None, (
+        "one caller of ten makes most of it"
+    )
     bunched = Shape({(group, "length" if group < 4 else "stop"): 10 for group in range(10)})
     assert judge(quiet, finishing(stop=70, length=2), bunched, RULES, 1) is None, "four callers of ten always had it so"
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.chance import failures, spread_of_mean, students_tail
+from adapters.chance import even_groups, failures, spread_of_mean, students_tail
 
 counts = st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(0, 12), st.integers(0, 12)).map(
     lambda c: (max(c[0], c[1]), min(c[0], c[1]), max(c[2], c[3]), min(c[2], c[3]))
@@ -77,3 +77,9 @@ def test_the_spread_of_a_mean_whose_requests_come_in_bunches() -> None:
     true = sum(mean * mean for mean in means) / len(means)
     assert sum(told) / len(told) == pytest.approx(true, rel=0.25)
     assert true > 5 * 1 / 120, "and many times that of 120 requests which know nothing of each other"
+
+
+def test_a_large_group_and_small_ones_are_not_many() -> None:
+    assert even_groups([20] * 8) == 8
+    assert even_groups([1000, 10, 10, 10]) == 1
+    assert even_groups([]) == 0
