@@ -18,7 +18,7 @@ from adapters.errors import AdapterRejected
 from adapters.http import httpx
 from adapters.progress import Progress
 from adapters.source import Hub, SourceRefused, SourceUnavailable, is_loopback
-from adapters.transfer import FIRST_PAUSE_S, TRIES, Broken
+from adapters.transfer import FIRST_PAUSE_S, FIRST_TRIES, Broken
 from adapters.web import WebFile, http
 
 ENDPOINT = "https://huggingface.co"
@@ -43,11 +43,11 @@ class HubClient:
     def resolve(self, hub: Hub, progress: Progress, first_pause_s: float = FIRST_PAUSE_S) -> Commit:
         """The commit that `hub` means now; SourceRefused, SourceUnavailable."""
         url = f"{self._endpoint()}/api/models/{hub.repo}/revision/{quote(hub.revision or 'main', safe='')}"
-        for attempt in range(TRIES):
+        for attempt in range(FIRST_TRIES):
             try:
                 return self._asked(url, hub)
             except Broken as broken:
-                if attempt == TRIES - 1:
+                if attempt == FIRST_TRIES - 1:
                     raise SourceUnavailable(
                         f"{hub.shown} could not be fetched: {broken.why}. Try again later."
                     ) from None

@@ -20,7 +20,8 @@ from adapters.source import SourceUnavailable
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 20.0
-TRIES = 6  # in a row without a byte: 0.5 + 1 + 2 + 4 + 8 s
+TRIES = 6  # in a row without a byte: 0.5 + 1 + 2 + 4 + 8 s of pauses
+FIRST_TRIES = 4  # where there never was a byte: the name may be wrong, and somebody waits to hear it
 BREAKS = 60  # of one file in all
 FRESH_STARTS = 3  # the file changes while it is fetched, or its checksum is wrong
 
@@ -91,6 +92,7 @@ class _Transfer:
         self._first_pause_s = first_pause_s
         self._at = 0
         self._announced = False
+        self._reached = False
         self._tag: str | None = None
         self._hashes: dict[str, hashlib._Hash] = {}
         self._lost = 0
@@ -106,11 +108,13 @@ class _Transfer:
                 idle = 0 if self._at > before else idle + 1
                 if broken.afresh:
                     self._forget()
-                if idle >= TRIES or breaks >= BREAKS or self._lost > FRESH_STARTS:
+                tries = TRIES if self._reached else FIRST_TRIES
+                if idle >= tries or breaks >= BREAKS or self._lost > FRESH_STARTS:
                     raise SourceUnavailable(
                         f"{self._remote.label} could not be fetched: {broken.why}. Try again later."
                     ) from None
-                self._progress.pause(max(broken.wait_s, min(self._first_pause_s * 2**idle, LONGEST_PAUSE_S)))
+                pause_s = min(self._first_pause_s * 2 ** max(idle - 1, 0), LONGEST_PAUSE_S)
+                self._progress.pause(max(broken.wait_s, pause_s))
 
     def _once(self) -> dict[str, str]:
         with self._remote.open(self._at, self._tag, self._progress) as body:
@@ -159,6 +163,7 @@ class _Transfer:
         for digest in self._hashes.values():
             digest.update(piece)
         self._at += len(piece)
+        self._reached = True
         self._progress.advance(len(piece))
 
     def _refuse(self) -> None:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.arrivals import MAX_ARCHIVE_BYTES, Arrivals, Arrived, Upload
 from adapters.errors import InvalidRequest
+from adapters.names import check_public_name
 from gateway.admin import problems
 from gateway.admin.access import CALLER, admin
 from gateway.admin.schemas import AdapterRegister, IntakeView, Listed
@@ -203,7 +204,7 @@ async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
 
 def _check(fields: dict[str, str | bool]) -> None:
     try:
-        AdapterRegister.model_validate({**fields, "source": "upload"})
+        check_public_name(AdapterRegister.model_validate({**fields, "source": "upload"}).name)
     except ValidationError as exc:
         errors = [{**error, "loc": ("body", *error["loc"])} for error in exc.errors()]
         raise problems.from_validation(RequestValidationError(errors)) from None

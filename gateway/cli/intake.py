@@ -53,7 +53,10 @@ def _sent(gateway: Session, path: str, here: Path, fields: Mapping[str, Any]) ->
         def sent(count: int) -> None:
             nonlocal done
             done += count
-            shown.show("receiving" if done < total else "checking", done, total if done < total else None)
+            if done < total:
+                shown.show("receiving", done, total)
+            else:
+                shown.show("checking", 0, None)
 
         with form(here, texts, sent) as content:
             total = content.length

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from gateway.cli.output import size
+
 POLL_S = 0.5
 PHASES = {
     "waiting": "Waiting for its turn",
@@ -33,8 +35,20 @@ class Bar:
         if phase != self._phase:
             if self._task is not None:
                 self._live.remove_task(self._task)
-            self._phase, self._task = phase, self._live.add_task(PHASES.get(phase, phase), total=total)
-        self._live.update(self._task, completed=done, total=total if total else None)
+            self._phase, self._task = phase, self._live.add_task(PHASES.get(phase, phase), total=total, figures="")
+        self._live.update(self._task, completed=done, total=total or None)
+        (task,) = self._live.tasks
+        self._live.update(self._task, figures=figures(done, total, task.speed, task.time_remaining))
+
+
+def figures(done: int, total: int | None, speed: float | None, left_s: float | None) -> str:
+    """`120 MB of 1.2 GB, 40 MB/s, 27 s left`, as far as it is known; nothing where no bytes are counted."""
+    if not done:
+        return ""
+    parts = [size(done) + (f" of {size(total)}" if total else "")]
+    parts += [f"{size(speed)}/s"] if speed else []
+    parts += [f"{left_s:.0f} s left"] if left_s else []
+    return ", ".join(parts)
 
 
 @contextmanager
@@ -44,15 +58,9 @@ def bar() -> Iterator[Bar]:
         yield Bar(None)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as live:
         yield Bar(live)
 
