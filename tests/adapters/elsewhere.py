@@ -78,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._hub(path)
         elif path in here.redirects:
             self._plain(302, {"Location": here.redirects[path]})
-        elif found := re.fullmatch(r"(/[^/]+/[^/]+)/resolve/([0-9a-f]{40})/(.+)", path):
+        elif found := re.fullmatch(r"(/[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(found[1], found[2], found[3])
         elif self.command == "GET" and here.faults and here.faults[0].status:
             fault = here.faults.pop(0)
@@ -129,11 +129,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._plain(404, {"X-Error-Code": "RevisionNotFound"})
         else:
             sha = self.here.commits.get(found[2], found[2])
-            answer = {"sha": sha, "siblings": [{"rfilename": name} for name in files]}
+            answer = {"id": found[1].strip("/"), "sha": sha, "siblings": [{"rfilename": name} for name in files]}
             self._plain(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
 
     def _resolve(self, repo: str, commit: str, name: str) -> None:
         data = self.here.files.get(f"{repo}/{name}")
+        commit = self.here.commits.get(commit, commit)
         if data is None or commit not in self.here.commits.values():
             self._plain(404, {"X-Error-Code": "EntryNotFound"})
             return
@@ -141,8 +142,9 @@ class _Handler(BaseHTTPRequestHandler):
         digest = (
             hashlib.sha256(data).hexdigest() if large else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         )
-        linked = {"X-Linked-Etag": f'"{self.here.digests.get(name, digest)}"', "X-Repo-Commit": commit}
-        self._plain(302, {"Location": f"{repo}/{name}", **linked})
+        linked = {"X-Linked-Etag": f'"{self.here.digests.get(name, digest)}"', "X-Linked-Size": str(len(data))}
+        linked["X-Repo-Commit"] = commit
+        self._plain(302, {"Location": f"{self.here.url if large else ''}{repo}/{name}", **linked})
 
     def _plain(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
         self._head(status, {**headers, "Content-Length": str(len(body))})
