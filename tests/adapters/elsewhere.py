@@ -47,6 +47,7 @@ class Elsewhere:
     redirects: dict[str, str] = field(default_factory=dict)
     commits: dict[str, str] = field(default_factory=lambda: {"main": COMMIT})
     digests: dict[str, str] = field(default_factory=dict)  # path → what the hub says in x-linked-etag
+    linked: dict[str, dict[str, str]] = field(default_factory=dict)  # what it said of them when it redirected to them
     token: str | None = None
     port: int = 0
     hanging: threading.Event = field(default_factory=threading.Event)
@@ -86,9 +87,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif path not in here.files:
             self._plain(404, {"Content-Type": "application/xml"}, b"<Error><Code>NoSuchKey</Code></Error>")
         else:
-            self._file(here.files[path])
+            self._file(here.files[path], here.linked.get(path, {}))
 
-    def _file(self, data: bytes) -> None:
+    def _file(self, data: bytes, linked: dict[str, str]) -> None:
         here = self.here
         fault = here.faults.pop(0) if here.faults and self.command == "GET" else Fault()
         status, part, headers = 200, data, {"ETag": here.etag(data)} if here.tags else {}
@@ -108,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             headers["Connection"] = "close"
             self.close_connection = True
-        self._head(status, headers | here.extra)
+        self._head(status, headers | linked | here.extra)
         if self.command == "HEAD":
             return
         self.wfile.write(part if fault.after is None else part[: fault.after])
@@ -144,7 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
         )
         linked = {"X-Linked-Etag": f'"{self.here.digests.get(name, digest)}"', "X-Linked-Size": str(len(data))}
         linked["X-Repo-Commit"] = commit
-        self._plain(302, {"Location": f"{self.here.url if large else ''}{repo}/{name}", **linked})
+        self.here.linked[f"{repo}/{name}"] = linked
+        self._plain(302, {"Location": f"{repo}/{name}", **linked})
 
     def _plain(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
         self._head(status, {**headers, "Content-Length": str(len(body))})
