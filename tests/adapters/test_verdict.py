@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from adapters.served import BaseInfo, described
 from adapters.verdict import Finding, Rejected, Severity, findings_of
 from tests.adapters.corpus import CONFIGS, EMBEDDING, FOLDERS, WEIGHTS, Q, W, add
 from tests.adapters.folders import PREFIX, Tensors, numbers, pair, usual, write, write_base
+from tests.adapters.test_safetensors import HOSTILE
 
 
 @pytest.fixture
@@ -214,3 +216,26 @@ def test_the_file_stays_as_it_is(tmp_path: Path, base: BaseInfo) -> None:
     before = (folder / W).read_bytes()
     check(folder, base, 16)
     assert (folder / W).read_bytes() == before
+
+
+# --- the page that explains it ---
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "adapters-check.md").read_text()
+
+
+def test_every_reason_is_on_the_page() -> None:
+    """Those that the corpora meet, and those that the code names beside them."""
+    met = {reason for corpus in (FOLDERS, CONFIGS, WEIGHTS, HOSTILE) for _, reason in corpus.values()}
+    for name in ("folder", "intake", "modules", "peft_config", "safetensors"):
+        code = (ROOT / "adapters" / f"{name}.py").read_text()
+        met |= set(re.findall(r'(?:refuse|warn|_rejected)\(\s*(?:findings,\s*)?"([a-z_]+)"', code))
+        met |= set(re.findall(r'reason="([a-z_]+)"', code))
+    assert len(met) > 55
+    assert [reason for reason in sorted(met) if f"`{reason}`" not in PAGE] == []
+
+
+def test_the_tests_that_the_page_names_exist() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)
+    assert len(named) > 20
+    assert [name for file, name in named if f"def {name}(" not in (ROOT / file).read_text()] == []
