@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import click
 
 from adapters.errors import InvalidName
 from adapters.names import check_version
-from gateway.cli import output
+from gateway.cli import output, verdict
 from gateway.cli.client import Refused, segment
+from gateway.cli.intake import send
 from gateway.cli.keys import LIMITS
 from gateway.cli.session import Session, session
 
@@ -30,6 +29,11 @@ def digits(_: click.Context, __: click.Parameter, version: str | None) -> str | 
         raise click.BadParameter("a version is 12 hex digits; `loragate adapters show NAME` lists them.") from None
 
 
+upload_option = click.option(
+    "--upload", is_flag=True, help="Send SOURCE from this machine. Done by itself where the gateway is on another one."
+)
+
+
 @click.group()
 def adapters() -> None:
     """LoRA adapters: what is registered, what answers, what the engines have.
@@ -39,18 +43,23 @@ def adapters() -> None:
 
 
 @adapters.command(
-    short_help="Check, store and load a folder.",
+    short_help="Check, store and load an adapter.",
     epilog="Example: loragate adapters register ./my-adapter --name customer-service --promote",
 )
 @click.argument("source")
 @click.option("--name", required=True, help="The public name, which callers send as `model`.")
 @click.option("--promote", is_flag=True, help="Let the name answer with it at once.")
 @click.option("--notes", default="", help="Anything worth remembering about this version.")
+@upload_option
 @session
-def register(gateway: Session, source: str, name: str, promote: bool, notes: str) -> None:
-    """Check SOURCE, a folder in PEFT's format, store it as a new version and load it into every engine."""
-    body = {"source": _place(source), "name": name, "promote": promote, "notes": notes}
-    gateway.show(gateway.call("POST", PATH, body=body, timeout_s=LOAD_TIMEOUT_S), _shown)
+def register(gateway: Session, source: str, name: str, promote: bool, notes: str, upload: bool) -> None:
+    """Check SOURCE, store it as a new version and load it into every engine.
+
+    SOURCE is a folder in PEFT's format, an archive of one (.tar.gz, .zip), hf://owner/repo@revision/folder,
+    s3://bucket/prefix, gs://bucket/prefix, or the https URL of an archive.
+    """
+    fields = {"name": name, "promote": promote, "notes": notes}
+    gateway.show(send(gateway, PATH, source, fields, upload=upload), _shown)
 
 
 @adapters.command("list", epilog="Example: loragate adapters list")
@@ -71,14 +80,14 @@ def show(gateway: Session, name: str) -> None:
 
 
 @adapters.command(
-    short_help="Say whether a folder could be served.", epilog="Example: loragate adapters check ./my-adapter"
+    short_help="Say whether an adapter could be served.", epilog="Example: loragate adapters check ./my-adapter"
 )
 @click.argument("source")
+@upload_option
 @session
-def check(gateway: Session, source: str) -> None:
-    """Say whether SOURCE could be served, without storing or loading it."""
-    answer = gateway.call("POST", f"{PATH}/check", body={"source": _place(source)}, timeout_s=LOAD_TIMEOUT_S)
-    gateway.show(answer, lambda report: output.pairs(report.items()))
+def check(gateway: Session, source: str, upload: bool) -> None:
+    """Say whether SOURCE (as `register` takes it) could be served, without storing or loading it."""
+    verdict.show(gateway, lambda: send(gateway, f"{PATH}/check", source, {}, upload=upload))
 
 
 @adapters.command(
@@ -228,17 +237,6 @@ def remove(gateway: Session, name: str, version: str | None, why: str) -> None:
 def _change(gateway: Session, name: str, verb: str, body: dict[str, Any]) -> None:
     answer = gateway.call("POST", f"{PATH}/{segment(name)}/{verb}", body=body, timeout_s=LOAD_TIMEOUT_S)
     gateway.show(answer, _shown)
-
-
-def _place(source: str) -> str:
-    """A folder here is named as the gateway can find it from its own working directory; a path there goes as it is."""
-    # os.path, which answers False where Path.exists raises: a name too long, a folder that only the gateway may enter.
-    path = Path(os.path.expanduser(source))
-    if not os.path.exists(path) and not path.is_absolute():
-        raise Refused(
-            f"There is no folder {source} here. Name a folder, or give its whole path on the gateway's machine."
-        )
-    return str(path.absolute())
 
 
 def _listed(page: dict[str, Any]) -> None:
