@@ -36,6 +36,7 @@ from gateway.health import Health
 from gateway.keys import KeyService
 from gateway.loading import Loader
 from gateway.metrics import Metrics
+from gateway.openai.models import Failing, ModelRoutes
 from gateway.probe import Prober
 from gateway.public import create_public
 from gateway.refresh import Refresher
@@ -136,7 +137,10 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
         usage = UsageService(db, recorder)
         arrivals = Arrivals(settings.adapter_store, clock=wall)
         stack.push_async_callback(arrivals.close)
-        yield _behind_doors(settings, proxy, health, status, keys, adapters, arrivals, canaries, usage, demand, wall)
+        models = ModelRoutes(proxy, adapters, Failing(lambda: reconciler.residency))
+        yield _behind_doors(
+            settings, proxy, health, status, keys, adapters, arrivals, canaries, usage, demand, models, wall
+        )
 
 
 def _behind_doors(
@@ -150,6 +154,7 @@ def _behind_doors(
     canaries: Canaries,
     usage: UsageService,
     demand: Demand,
+    models: ModelRoutes,
     wall: Callable[[], float],
 ) -> Gateway:
     services = AdminServices(
@@ -174,7 +179,7 @@ def _behind_doors(
         adapters=adapters,
         demand=demand,
         metrics=proxy.metrics,
-        public_app=create_public(proxy, health),
+        public_app=create_public(proxy, health, models),
         admin_app=create_admin(services),
         metrics_app=create_metrics(proxy.metrics.render, services.new_id),
     )

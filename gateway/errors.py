@@ -1,7 +1,8 @@
 """The gateway's own leaves of the error tree (root: adapters/errors.py). Rendering is gateway/v1/wire.py's.
 
 ServiceError
-├── InvalidRequest ── InvalidJson, UnsupportedParameter, RemoteMediaDisabled, UnsupportedEndpoint, ContextLengthExceeded
+├── InvalidRequest ── InvalidJson, UnsupportedParameter, RemoteMediaDisabled, UnsupportedEndpoint,
+│                     ContextLengthExceeded, ModelInUse
 ├── Unauthenticated 401, Forbidden 403, ModelNotFound 404, UnknownRoute 404, MethodNotAllowed 405
 ├── RequestTimeout 408, RequestTooLarge 413, UnsupportedMedia 415, HeadersTooLarge 431
 ├── RateLimited 429 ── QuotaExceeded 429 insufficient_quota
@@ -36,6 +37,12 @@ class UnsupportedEndpoint(InvalidRequest):
 
 class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
+
+
+class ModelInUse(InvalidRequest):
+    """400 where the control plane says 409: official SDKs send a 409 again."""
+
+    code = "model_in_use"
 
 
 class Unauthenticated(ServiceError):

@@ -32,25 +32,33 @@ class Authenticator:
 
         headers: names lower-cased. wall: unix seconds.
         """
-        value = headers.get(b"authorization")
-        if value is None:
-            token = headers.get(b"x-api-key", b"")
-        else:
-            token = value[7:].strip() if value[:7].lower() == b"bearer " else b""
+        token = _token(headers)
         if keys is not self._keys:
             self._keys, self._good = keys, {}
         key = self._good.get(token)
         if key is not None:
             return key
-        key = verify(token, keys, self._pepper, wall)
+        key = self.identify(headers, keys, wall)
+        if SCOPE not in key.scopes:
+            raise Forbidden("This key may not run inference: it lacks the scope `inference`.", retryable=False)
+        if key.expires_at is None and len(key.credentials) == 1 and len(self._good) < MAX_REMEMBERED:
+            self._good[token] = key
+        return key
+
+    def identify(self, headers: Mapping[bytes, bytes], keys: Mapping[str, Key], wall: float) -> Key:
+        """The key that the request carries, whatever it may do; Unauthenticated."""
+        key = verify(_token(headers), keys, self._pepper, wall)
         if key is None:
             raise Unauthenticated(
                 "Incorrect API key provided. Send `Authorization: Bearer lg-…` with a key that is valid; "
                 "an operator makes one with `loragate keys create`.",
                 retryable=False,
             )
-        if SCOPE not in key.scopes:
-            raise Forbidden("This key may not run inference: it lacks the scope `inference`.", retryable=False)
-        if key.expires_at is None and len(key.credentials) == 1 and len(self._good) < MAX_REMEMBERED:
-            self._good[token] = key
         return key
+
+
+def _token(headers: Mapping[bytes, bytes]) -> bytes:
+    value = headers.get(b"authorization")
+    if value is None:
+        return headers.get(b"x-api-key", b"")
+    return value[7:].strip() if value[:7].lower() == b"bearer " else b""

@@ -129,6 +129,10 @@ def model_body(target: Target, base: str | None, asked: str) -> bytes:
     return encode(_model(target, base, asked))
 
 
+def deleted_body(asked: str) -> bytes:
+    return encode({"id": asked, "object": "model", "deleted": True})
+
+
 def _model(target: Target, base: str | None, name: str) -> dict[str, Any]:
     parent = base if target.name != base else None
     return {
