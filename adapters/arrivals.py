@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from adapters import archive, bucket, folder, hub, source, transfer
 from adapters.errors import AdapterRejected, Unavailable
-from adapters.incoming import Draft, disk, write_all
+from adapters.incoming import Draft, check_space, disk, write_all
 from adapters.member import Caps
 from adapters.progress import Progress, Stopped
 from adapters.web import WebFile
@@ -104,6 +104,8 @@ class Arrivals:
         label = filename if filename.isprintable() and 0 < len(filename) <= 255 else "archive"
         with self._shown(name, f"upload:{label.rpartition('/')[2]}") as progress:
             async with self._draft() as draft:
+                if total is not None:
+                    await self._brief(check_space, draft, total)
                 progress.begin("receiving", total)
                 yield Upload(self, draft, progress, label)
 

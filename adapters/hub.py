@@ -19,7 +19,7 @@ from adapters.http import httpx
 from adapters.progress import Progress
 from adapters.source import Hub, SourceRefused, SourceUnavailable, is_loopback
 from adapters.transfer import FIRST_PAUSE_S, FIRST_TRIES, Broken
-from adapters.web import WebFile, http
+from adapters.web import WebFile, broken, http
 
 ENDPOINT = "https://huggingface.co"
 MAX_LISTING_BYTES = 16 * 1024 * 1024
@@ -73,11 +73,13 @@ class HubClient:
                     text += piece
                     if len(text) > MAX_LISTING_BYTES:
                         raise SourceRefused(f"{hub.shown} has more files than any adapter.")
-        except httpx.TransportError:
-            raise Broken("the hub cannot be reached") from None
+        except httpx.TransportError as exc:
+            raise broken(exc, hub.shown) from None
         return _commit(bytes(text), hub)
 
     def _refusal(self, status: int, hub: Hub, code: str) -> SourceRefused:
+        if code == "GatedRepo":
+            return SourceRefused(f"{hub.repo} is gated. Accept its terms on the hub, and set HF_TOKEN for the gateway.")
         if code == "RevisionNotFound":
             return SourceRefused(f"{hub.repo} has no revision {hub.revision}. Name a branch, a tag or a commit.")
         if status in (401, 403, 404):

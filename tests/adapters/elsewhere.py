@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,12 +51,13 @@ class Elsewhere:
     linked: dict[str, dict[str, str]] = field(default_factory=dict)  # what it said of them when it redirected to them
     token: str | None = None
     port: int = 0
+    tls: bool = False
     hanging: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"https://localhost:{self.port}" if self.tls else f"http://127.0.0.1:{self.port}"
 
     def etag(self, data: bytes) -> str:
         return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
@@ -169,10 +171,12 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def elsewhere() -> Iterator[Elsewhere]:
+def elsewhere(tls: ssl.SSLContext | None = None) -> Iterator[Elsewhere]:
     """A server of its own on a free port."""
-    here = Elsewhere()
+    here = Elsewhere(tls=tls is not None)
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"here": here, "timeout": 10}))
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     here.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

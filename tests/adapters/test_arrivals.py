@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.util
 import os
+import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -175,6 +179,48 @@ async def test_more_than_fits_is_refused_before_it_is_fetched(tmp_path: Path, we
             await arrived(tmp_path, f"{web.url}/a.tar")
 
 
+FETCH = """
+import asyncio, sys, time
+from pathlib import Path
+from adapters.arrivals import Arrivals
+async def main():
+    ways = Arrivals(Path(sys.argv[1]), clock=time.time)
+    async with ways.open(sys.argv[2]) as found:
+        print(found.checksums["adapter_config.json"])
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Key and certificate of an authority that nobody knows, for localhost."""
+    key, cert = (str(tmp_path_factory.mktemp("tls") / name) for name in ("key.pem", "cert.pem"))
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    made += ["-keyout", key, "-out", cert, "-days", "2", "-subj", "/CN=localhost", "-addext"]
+    try:
+        subprocess.run([*made, "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("the openssl command is not installed, so no certificate can be made")
+    return key, cert
+
+
+async def test_https_takes_only_certificates_that_are_trusted(tmp_path: Path, certificate: tuple[str, str]) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate[1], certificate[0])
+    with elsewhere(context) as web:
+        web.files["/a.tar.gz"] = gz(tar())
+        with pytest.raises(SourceRefused, match="is not trusted here"):
+            await arrived(tmp_path, f"{web.url}/a.tar.gz")
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", FETCH, str(tmp_path / "adapters"), f"{web.url}/a.tar.gz"),
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "SSL_CERT_FILE": certificate[1]},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        stdout, _ = await child.communicate()
+        assert stdout.decode().strip() == SUMS[CONFIG]
+
+
 # --- a hub ---------------------------------------------------------------------------------------------------------
 
 
@@ -295,12 +341,10 @@ async def test_what_a_bucket_does_not_have_or_give(tmp_path: Path, web: Elsewher
 
 
 async def test_a_missing_package_is_one_sentence(tmp_path: Path) -> None:
-    pytest.importorskip("s3fs")
-    try:
-        import gcsfs  # type: ignore[import-not-found]  # noqa: F401
-    except ImportError:
-        with pytest.raises(SourceRefused, match=r"gs:// needs the extra loragate\[gs\], which is not installed"):
-            await arrived(tmp_path, "gs://bucket/cs")
+    if importlib.util.find_spec("gcsfs") is not None:
+        pytest.skip("gcsfs is installed here")
+    with pytest.raises(SourceRefused, match=r"gs:// needs the extra loragate\[gs\], which is not installed"):
+        await arrived(tmp_path, "gs://bucket/cs")
 
 
 # --- ways out ------------------------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ async def _begun(url: str, key: str, size: int) -> asyncio.StreamWriter:
     address = httpx.URL(url)
     _, writer = await asyncio.open_connection(address.host, address.port)
     writer.write(
-        f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Length: {10**9}\r\n"
+        f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Length: {10**8}\r\n"
         "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
         '--b\r\nContent-Disposition: form-data; name="file"; filename="a.tar"\r\n\r\n'.encode()
     )
