@@ -38,6 +38,7 @@ TRY_ELSEWHERE = frozenset(
     {Fault.REFUSED, Fault.CONNECT_TIMEOUT, Fault.RESET, Fault.CUT, Fault.PROTOCOL, Fault.POOL_FULL}
 )
 
+UNSENT = frozenset({Fault.REFUSED, Fault.CONNECT_TIMEOUT})
 OUR_OWN = frozenset({Fault.POOL_FULL, Fault.CLOSED})  # no fault of the engine's
 
 RecordUsage = Callable[[str, str, int, int], None]  # key id, public name, prompt tokens, completion tokens
@@ -190,6 +191,8 @@ class Proxy:
             self.fleet.give_back(replica, target)
             work.replica = None
             again = tried is None and (isinstance(error, ModelLoading) or self.fleet.pick(target, replica) is not None)
+            if x.fault in UNSENT and self.fleet.refused(replica, x.received, self.clock()):
+                again = True
             if not again or not isinstance(error, (ModelLoading, _Elsewhere)):
                 raise error.public() if isinstance(error, _Elsewhere) else error
             tried = replica
@@ -198,7 +201,7 @@ class Proxy:
     async def _choose(self, target: Target) -> Replica:
         """No ready replica has it, or only the one that just failed: have it loaded, or say why not."""
         fleet = self.fleet
-        if not fleet.any_ready():
+        if not fleet.any_ready() and self.clock() >= fleet.expected_until:
             raise UpstreamUnavailable("No engine is ready. GET /readyz says why.", retry_after_s=5)
         if fleet.pick(target) is None:
             await self._ensure_loaded(target)

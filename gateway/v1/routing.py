@@ -19,6 +19,7 @@ from gateway.v1.upstream import Upstream
 log = logging.getLogger("loragate.routing")
 
 NO_BOUND = 2**31
+EXPECT_S = 15.0  # a fleet whose addresses all change has others by then: looked up every second, ready in a few
 
 
 class ReplicaState(StrEnum):
@@ -33,8 +34,8 @@ class Replica:
     """One engine as the data plane sees it."""
 
     __slots__ = (
-        "busy", "draining", "ejected_until", "ejections", "failures", "outstanding", "reason", "resident", "slots",
-        "state", "upstream", "url", "used",
+        "busy", "draining", "ejected_until", "ejections", "failures", "joined_at", "outstanding", "passing", "reason",
+        "resident", "slots", "state", "upstream", "url", "used",
     )  # fmt: skip
 
     def __init__(self, url: str, upstream: Upstream) -> None:
@@ -51,6 +52,8 @@ class Replica:
         self.failures = 0  # in a row
         self.ejections = 0  # in a row
         self.ejected_until = 0.0
+        self.joined_at = 0.0  # the clock's seconds; 0: it was there from the beginning
+        self.passing = False  # its address was looked up: what takes no connection has probably gone
 
     def has(self, target: Target) -> bool:
         """Whether a request for `target` may be sent now."""
@@ -64,7 +67,10 @@ class Fleet:
     """All replicas of the one base model."""
 
     def __init__(self, replicas: Sequence[Replica], health: Health) -> None:
-        self.replicas = tuple(replicas)
+        self.replicas = tuple(replicas)  # swapped whole
+        self.leaving: tuple[Replica, ...] = ()  # get nothing new; what runs there is not over
+        self.expected_until = 0.0  # until then one who finds no replica ready waits for one
+        self.changed: Callable[[], None] | None = None  # told when a probe makes a replica ready, or no more
         self._health = health
         self._turn = 0  # equal replicas take turns
         self.asked: dict[str, int] = {}  # engine name → requests sent, taken away by whoever measures demand
@@ -129,21 +135,32 @@ class Fleet:
         replica.reason = f"{replica.failures} failures in a row, the last: {reason}"
         log.warning("engine %s gets no requests for %.0f s: %s", replica.url, pause, replica.reason)
 
+    def refused(self, replica: Replica, since: float, now: float) -> bool:
+        """It took no connection, so nothing was sent; True: others may, ask again for a request of `since`."""
+        if not replica.passing or now > since + EXPECT_S:
+            return False
+        self.probed(replica, "it takes no connection", now)
+        return self.any_ready() or now < self.expected_until
+
     def probed(self, replica: Replica, reason: str | None, now: float) -> None:
         """What a probe on the data path found: None for an answer, else why not."""
+        was_ready = replica.state is ReplicaState.READY
         if reason is not None:
             if replica.state is not ReplicaState.EJECTED:
                 started = replica.state is not ReplicaState.STARTING
-                if replica.state is ReplicaState.READY:
+                if was_ready:
                     log.warning("engine %s does not answer: %s", replica.url, reason)
                 replica.state = ReplicaState.UNREACHABLE if started else ReplicaState.STARTING
             replica.reason = reason
-            return
-        if replica.state is ReplicaState.EJECTED and now < replica.ejected_until and self.any_ready():
+        elif replica.state is ReplicaState.EJECTED and now < replica.ejected_until and self.any_ready():
             return  # others can do the work: let it rest
-        if replica.state is not ReplicaState.READY:
+        elif not was_ready:
             replica.state, replica.reason, replica.failures = ReplicaState.READY, "", 0
             log.info("engine %s is ready", replica.url)
+        if replica.passing and was_ready and not self.any_ready():
+            self.expected_until = now + EXPECT_S
+        if self.changed is not None and was_ready is not (replica.state is ReplicaState.READY):
+            self.changed()
 
 
 def resolve(snapshot: Snapshot, key: Key, model: str) -> Target:
