@@ -1,4 +1,4 @@
-"""The bench's command line: `python -m bench [side|registry|all|real|profile]`, see --help."""
+"""The bench's command line: `python -m bench [side|registry|placement|all|real|profile]`, see --help."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from bench.environments import PINS, NoEnvironment
 from bench.load import LoadFailed
 from bench.measure import busy, machine
 from bench.peers import PEERS, PeerFailed, Place
+from bench.placement import placement, shape_of
 from bench.profile import profile
 from bench.real import Real, Side, through_and_direct
 from bench.registry import large_registry
@@ -30,14 +31,15 @@ from bench.up import demo_up
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 USUAL = ("nginx", "gateway", "vllm-router", "vllm-router-1-thread", "litellm")
-KINDS = ("side_by_side", "registry", "real")
+KINDS = ("side_by_side", "registry", "placement", "real")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description="The gateway beside its peers, over a mock engine."
     )
-    parser.add_argument("what", nargs="?", default="all", choices=("all", "side", "registry", "real", "profile"))
+    kinds = ("all", "side", "registry", "placement", "real", "profile")
+    parser.add_argument("what", nargs="?", default="all", choices=kinds)
     parser.add_argument("--peers", default=",".join(USUAL), help=f"some of {','.join(PEERS)}")
     parser.add_argument(
         "--scenario", default="", help=f"some of {','.join(each.name for each in SCENARIOS)}; all if empty"
@@ -50,7 +52,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--force", action="store_true", help="measure although the machine is busy")
     parser.add_argument("--cache-dir", type=Path, default=user_cache_path("loragate-bench"))
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--adapters", type=int, default=10_000, help="registry: how many")
+    parser.add_argument("--adapters", type=int, default=10_000, help="registry, placement: how many")
     parser.add_argument("--keys", type=int, default=10_000, help="registry: how many")
     parser.add_argument("--direct", help="real: URL of an engine; without it, loragate up with the demo")
     parser.add_argument("--direct-models", default="", help="real: the models' names on the engine, comma-separated")
@@ -107,6 +109,9 @@ def measure(flags: argparse.Namespace, place: Place) -> list[Run]:
     if flags.what in ("all", "registry"):
         filled = large_registry(place, adapters=flags.adapters, keys=flags.keys, rounds=flags.rounds, scenario=closed)
         runs.append(_run("registry", asdict(filled)))
+    if flags.what in ("all", "placement"):
+        shape = shape_of(flags.adapters, flags.quick)
+        runs.append(_run("placement", asdict(placement(shape, place.scratch))))
     return runs
 
 

@@ -39,7 +39,7 @@ def cell(value: Spread | None, digits: int = 0, scale: float = 1.0, unit: str = 
 def render(runs: Sequence[Run]) -> str:
     """The whole of RESULTS.md from the runs that exist."""
     parts = ["# Benchmark results", INTRODUCTION]
-    makers = {"side_by_side": side_by_side, "registry": registry, "real": real}
+    makers = {"side_by_side": side_by_side, "registry": registry, "placement": placement, "real": real}
     ordered = sorted(runs, key=lambda run: list(makers).index(run.kind))
     parts += [bar(ordered)]
     for run in ordered:
@@ -162,6 +162,54 @@ def registry(run: Run) -> list[str]:
     return [f"## A large registry\n\n{run.taken}, {run.machine}.", table(head, rows), text]
 
 
+def placement(run: Run) -> list[str]:
+    data, parts = run.data, []
+    shape: dict[str, Any] = data["shape"]
+    told = (
+        f"{shape['adapters']:,} adapters × {shape['replicas']} replicas × {shape['slots']} slots, simulated: "
+        f"{shape['rate']:.0f} requests/s for {shape['seconds']:.0f} s after\n{shape['warm_s']:.0f} s that do not "
+        f"count; {shape['service_s']:g} s of decoding each (mean of an exponential), {shape['seats']} at once on a "
+        f"replica; {shape['load_s']:g} s per\nload, one at a time on a replica. Popularity by Zipf; each minute "
+        f"{shape['drift']:.0%} of the ranks change hands. The same requests\nfor all, seed {shape['seed']}. Bounded "
+        "loads: at most 1.25 × the mean of outstanding requests. A hit is a request sent\nwhere its adapter is loaded."
+    )
+    head = ["", "hits", "loads/s", "busiest replica ÷ mean", "delay p50, ms", "delay p99, ms", "loads per lost replica"]
+    for skew, policies in data["samples"].items():
+        rows = [
+            [
+                f"**{name}**" if name == "loragate" else name,
+                f"{each['hit']:.1%}",
+                f"{each['loads']:.1f}",
+                f"{each['worst']:.2f}",
+                f"{each['delay_p50'] * 1e3:.0f}",
+                f"{each['delay_p99'] * 1e3:.0f}",
+                f"{each['loss_loads']:.0f}" if "loss_loads" in each else "–",
+            ]
+            for name, each in policies.items()
+        ]
+        parts.append(f"Skew {skew}:\n\n{table(head, rows)}")
+    cost = data["costs"]
+    figures = [
+        ["the whole plan, from nothing, ms", cell(spread(cost["first_ms"]), 1)],
+        ["the whole plan anew, every demand 5 % off, ms", cell(spread(cost["place_ms"]), 1)],
+        ["the whole plan anew, one replica joined, ms", cell(spread(cost["joined_ms"]), 1)],
+        ["order of replicas for a name, the first time, µs", cell(spread(cost["home_first_us"]), 1)],
+        ["order of replicas for a name, later, µs", cell(spread(cost["home_us"]), 1)],
+        ["choosing the replica of a request (pick, take, give back), µs", cell(spread(cost["pick_us"]), 1)],
+        ["first snapshot of the registry, ms", cell(spread(cost["snapshot_ms"]), 0)],
+        ["flip: the snapshot after a promotion, ms", cell(spread(cost["flip_ms"]), 0)],
+    ]
+    parts.append("CPU of the real code at that size:\n\n" + table(["", "CPU"], figures))
+    return [f"## Placement\n\n{run.taken}, {run.machine}.\n{told}", *parts, PLACEMENT_NOTE]
+
+
+PLACEMENT_NOTE = (
+    "Delay is from arrival to the first step of decoding. Loads per lost replica: how many more than without the loss\n"
+    "in the 50 s after it (it is back, empty, after 30 s). Whoever does not look at what is loaded can balance\n"
+    "outstanding requests almost perfectly, and pays for it in hits and delay."
+)
+
+
 def real(run: Run) -> list[str]:
     data = run.data
     rows = []
@@ -187,6 +235,8 @@ def bar(runs: Sequence[Run]) -> str:
             rows.append(_line(f"CPU per request with {run.data['adapters']:,} adapters and keys ÷ empty", cpu, 1.10, 2))
             rows.append(_line("/metrics scrape with them, ms", spread(run.data["scrapes_ms"]["full"]), 100, 1))
             rows.append(_line("memory with them (RSS), MB", spread([run.data["memory"]["full"]["rss_mb"]]), 100, 0))
+        elif run.kind == "placement":
+            rows += _bar_placement(run.data)
         elif run.kind == "real":
             share = ratio(run.data["samples"]["direct"], run.data["samples"]["gateway"], "tokens_per_s")
             rows.append(_line("real vLLM: direct tokens/s ÷ through the gateway", share, 1 / 0.98, 3))
@@ -210,6 +260,12 @@ def _bar_side(data: dict[str, Any]) -> list[list[str]]:
     used = data["memory"].get(GATEWAY, {})
     lines.append(_line("memory (RSS), MB", spread([used["rss_mb"]] if used else []), 100, 0))
     return [*lines, _line("start, s", spread(data["starts"].get(GATEWAY, [])), 1.5, 2)]
+
+
+def _bar_placement(data: dict[str, Any]) -> list[list[str]]:
+    shape, cost = data["shape"], data["costs"]
+    size = f"{shape['adapters']:,} × {shape['replicas']} × {shape['slots']}"
+    return [_line(f"placement of {size}, CPU ms", spread(cost["place_ms"]), 20, 1)]
 
 
 def _line(what: str, value: Spread | None, limit: float, digits: int) -> list[str]:
