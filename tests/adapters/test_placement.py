@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.placement import EMPTY, Plan, home, place, rendezvous
+from adapters.placement import EMPTY, Plan, home, place, relief, rendezvous
 
 URLS = tuple(f"http://10.0.0.{number}:8000" for number in range(64))
 NAMES = st.dictionaries(
@@ -183,3 +183,24 @@ def test_homes_are_tried_first_and_every_replica_once() -> None:
     assert order[:2] == (URLS[5], URLS[2])
     assert sorted(order) == sorted(URLS[:8])
     assert home(plan, "b", URLS[:8]) == rendezvous("b", URLS[:8])
+
+
+# relief
+
+
+def test_the_busiest_name_of_an_overloaded_replica_goes_to_a_calm_one_that_lacks_it() -> None:
+    one, two, three = URLS[:3]
+    busy = {one: {"hot": 7, "warm": 3}, two: {"warm": 2}, three: {"cold": 1}}
+    resident = {url: frozenset(names) for url, names in busy.items()}
+    outstanding = {one: 10, two: 2, three: 1}
+    assert relief(EMPTY, outstanding, busy, resident) == [("hot", three)]  # the least busy of those near
+    resident[two] |= {"hot"}
+    assert relief(EMPTY, outstanding, busy, resident) == []  # a calm replica has it: routing will use that
+
+
+def test_nothing_is_relieved_where_all_have_about_the_same_to_do() -> None:
+    busy = {url: {"a": count} for url, count in zip(URLS[:3], (8, 9, 10), strict=True)}
+    resident = dict.fromkeys(busy, frozenset({"a"}))
+    assert relief(EMPTY, {url: sum(names.values()) for url, names in busy.items()}, busy, resident) == []
+    assert relief(EMPTY, {URLS[0]: 2}, {URLS[0]: {"a": 2}}, {}) == []
+    assert relief(EMPTY, {}, {}, {}) == []
