@@ -42,9 +42,10 @@ class Pattern:
 
         Looked up by suffix (depth of the name), not by trying every key: both tables can be long.
         """
-        parts = module.split(".")
-        suffixes = ("^" + module, *(".".join(parts[start:]) for start in range(len(parts))))
-        hits = [key for key in suffixes if key in self._values]
+        if not self._values:
+            return default
+        starts = (0, *(at + 1 for at, letter in enumerate(module) if letter == "."))
+        hits = [key for key in ("^" + module, *(module[start:] for start in starts)) if key in self._values]
         return self._values[min(hits, key=self._places.__getitem__)] if hits else default
 
 
@@ -120,9 +121,8 @@ def normalised(config: LoraConfig, modules: list[str]) -> dict[str, Any]:
     # vLLM measures `r` against its --max-lora-rank also where every module has a rank of its own (peft_helper.py).
     rank = config.r if config.r in used.values() else max(used.values())
     ranks = {f"^{name}": each for name, each in used.items() if each != rank}
-    alphas = {
-        f"^{name}": _plain(config.alpha_of(name)) for name in modules if config.alpha_of(name) != config.lora_alpha
-    }
+    alpha_of = {name: config.alpha_of(name) for name in modules}
+    alphas = {f"^{name}": _plain(each) for name, each in alpha_of.items() if each != config.lora_alpha}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -15,6 +15,7 @@ import stat
 import struct
 import tempfile
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -236,6 +237,39 @@ def test_a_full_header_of_an_adapter_of_the_largest_model_is_read() -> None:
     names += [f"{at}" for at in range(20_000)]
     content = weights([(name, "BF16", [1, 1, 1, 1, 1, 1, 1, 1], numbers(1)) for name in names])
     assert len(safetensors.read_header(io.BytesIO(content), len(content)).tensors) == len(names)
+
+
+def _plain(count: int) -> tuple[dict[str, Any], list[str]]:
+    return {}, [f"{PREFIX}{at}.mlp.up_proj" for at in range(count)]
+
+
+def _patterned(count: int) -> tuple[dict[str, Any], list[str]]:
+    ranks = {f"{at}.mlp.up_proj": 1 for at in range(count)} | {"up_proj": 1, "mlp.up_proj": 1}
+    return {"rank_pattern": ranks}, _plain(count)[1]
+
+
+def _deep(count: int) -> tuple[dict[str, Any], list[str]]:
+    return {"rank_pattern": {"z": 1}}, [f"base_model.model.{'a.' * 200}b{at}" for at in range(count)]
+
+
+@pytest.mark.parametrize("made", [_plain, _patterned, _deep])
+def test_four_times_as_much_takes_about_four_times_as_long(
+    tmp_path: Path, made: Callable[[int], tuple[dict[str, Any], list[str]]]
+) -> None:
+    """Processor time, of which other work on the machine takes nothing; what goes with the square would be 16."""
+
+    def taken(count: int) -> float:
+        config, names = made(count)
+        tensors = [each for name in names for each in pair(name, 1, 1, 1)]
+        folder = write(tmp_path / str(count), {**config, "r": 1}, tensors)
+        spent = []
+        for _ in range(3):
+            begin = time.process_time()
+            check(folder, None, 16)
+            spent.append(time.process_time() - begin)
+        return min(spent)
+
+    assert taken(1600) < 10 * taken(400)
 
 
 # --- whatever else there is ---
