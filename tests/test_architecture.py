@@ -189,7 +189,7 @@ def test_functions_are_small() -> None:
 
 def test_the_hot_path_stays_readable() -> None:
     counted = [path for path in sources("gateway/v1") if not V1_UNCOUNTED.fullmatch(path.stem)]
-    assert sum(code_lines(path) for path in counted) <= 1650
+    assert sum(code_lines(path) for path in counted) <= 1700
 
 
 def test_the_repository_names_no_index_host() -> None:

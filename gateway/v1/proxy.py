@@ -249,12 +249,13 @@ class Proxy:
                 work.reservation.settle(0)  # nothing was generated, yet it counts as a request
             work.sent = False
             return error
-        self._blame(replica, f"http_{status}", f"HTTP {status}")
+        self._blame(replica, f"http_{status}", f"HTTP {status}", _target(work))
         return _Elsewhere("upstream_protocol_error" if status < 400 else "upstream_error")
 
-    def _blame(self, replica: Replica, kind: str, detail: str) -> None:
+    def _blame(self, replica: Replica, kind: str, detail: str, weights: Target | None = None) -> None:
         add(self.metrics.upstream_errors, replica.url, kind)
-        self.fleet.failed(replica, detail or kind, self.clock())
+        adapter = weights.engine_name if weights is not None and weights.version is not None else ""
+        self.fleet.failed(replica, detail or kind, self.clock(), adapter)
 
     # The way back --------------------------------------------------------------------------------------
 
@@ -317,7 +318,7 @@ class Proxy:
             x.end_passing(b"")
             return
         if reason != "oversized_event":  # who asks for logprobs of a long prompt must not eject an engine
-            self._blame(_replica(work), reason, reason)
+            self._blame(_replica(work), reason, reason, _target(work) if reason == "engine_error" else None)
         add(self.metrics.stream_terminated, reason)
         raise UpstreamError(_STREAM_REASONS[reason], code=_STREAM_CODES.get(reason, "upstream_disconnected"))
 

@@ -34,7 +34,7 @@ class Replica:
     """One engine as the data plane sees it."""
 
     __slots__ = (
-        "busy", "draining", "ejected_until", "ejections", "failures", "joined_at", "outstanding", "passing", "reason",
+        "blamed", "busy", "draining", "ejected_until", "ejections", "failures", "joined_at", "outstanding", "passing", "reason",
         "resident", "slots", "state", "upstream", "url", "used",
     )  # fmt: skip
 
@@ -50,6 +50,7 @@ class Replica:
         self.draining = ""  # gets no new requests: others starve for its slot
         self.outstanding = 0
         self.failures = 0  # in a row
+        self.blamed: set[str] = set()  # whose requests those were: engine names, "" for the engine itself
         self.ejections = 0  # in a row
         self.ejected_until = 0.0
         self.joined_at = 0.0  # the clock's seconds; 0: it was there from the beginning
@@ -121,13 +122,21 @@ class Fleet:
         return any(replica.state is ReplicaState.READY for replica in self.replicas)
 
     def succeeded(self, replica: Replica) -> None:
-        replica.failures = 0
+        if replica.failures:
+            replica.failures = 0
+            replica.blamed.clear()
         replica.ejections = 0
 
-    def failed(self, replica: Replica, reason: str, now: float) -> None:
-        """A transport fault or 5xx; never called for a caller's own mistake (4xx)."""
+    def failed(self, replica: Replica, reason: str, now: float, adapter: str = "") -> None:
+        """A transport fault or 5xx; never called for a caller's own mistake (4xx).
+
+        adapter: whose weights may be to blame, where the engine did answer: one alone does not eject an engine.
+        """
         replica.failures += 1
+        replica.blamed.add(adapter)
         if replica.failures < self._health.eject_after or replica.state is not ReplicaState.READY:
+            return
+        if adapter and len(replica.blamed) == 1:
             return
         replica.ejections += 1
         pause = min(self._health.eject_s * replica.ejections, self._health.max_eject_s)
@@ -156,6 +165,7 @@ class Fleet:
             return  # others can do the work: let it rest
         elif not was_ready:
             replica.state, replica.reason, replica.failures = ReplicaState.READY, "", 0
+            replica.blamed.clear()
             log.info("engine %s is ready", replica.url)
         if replica.passing and was_ready and not self.any_ready():
             self.expected_until = now + EXPECT_S
