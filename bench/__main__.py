@@ -1,4 +1,4 @@
-"""The bench's command line: `python -m bench [side|registry|placement|all|real|profile]`, see --help."""
+"""The bench's command line: `python -m bench [side|registry|placement|all|real|fleet|profile]`, see --help."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description="The gateway beside its peers, over a mock engine."
     )
-    kinds = ("all", "side", "registry", "placement", "real", "profile")
+    kinds = ("all", "side", "registry", "placement", "real", "fleet", "profile")
     parser.add_argument("what", nargs="?", default="all", choices=kinds)
     parser.add_argument("--peers", default=",".join(USUAL), help=f"some of {','.join(PEERS)}")
     parser.add_argument(
@@ -63,6 +63,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=16, help="real: concurrent streams")
     parser.add_argument("--max-tokens", type=int, default=128, help="real: tokens of each answer")
     parser.add_argument("--extra", default='{"ignore_eos": true}', help="real: JSON merged into each request")
+    parser.add_argument("--seconds", type=float, default=300, help="fleet: how long")
+    parser.add_argument("--callers", type=int, default=12, help="fleet: how many at once")
     return parser.parse_args(argv)
 
 
@@ -90,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(flags: argparse.Namespace, place: Place) -> list[Run]:
-    """Run what was asked for; a profile is only printed."""
+    """Run what was asked for; a profile and the fleet's figures are only printed."""
     scenarios = [each for each in SCENARIOS if not flags.scenario or each.name in flags.scenario.split(",")]
     closed = SCENARIOS[1]
     if flags.quick:
@@ -98,6 +100,11 @@ def measure(flags: argparse.Namespace, place: Place) -> list[Run]:
         flags.rounds, flags.starts = 1, 1
     if flags.what == "profile":
         print(profile(place, scenarios[0] if flags.scenario else closed))
+        return []
+    if flags.what == "fleet":
+        from bench.fleet import fleet  # it needs the tests' packages
+
+        print(fleet(place, seconds=60 if flags.quick else flags.seconds, callers=flags.callers))
         return []
     if flags.what == "real":
         return [_run("real", asdict(_real(flags, place)))]

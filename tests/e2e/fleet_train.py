@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model  # type: ignore[import-not-found]
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
