@@ -22,7 +22,7 @@ from gateway.v1.routing import Fleet
 
 log = logging.getLogger("loragate.demand")
 
-TURN_S = 2.0
+TURN_S = 1.0
 HALF_S = 30.0  # a rate forgets half of itself in so long
 WINDOW_S = 300.0  # what was asked for within it is the working set
 FORGOTTEN = 1e-3  # requests a second; one request is below it after about four minutes
@@ -99,6 +99,7 @@ class Demand:
         self._loader.plan = await asyncio.to_thread(placement.place, demand, slots, pinned, self._loader.plan)
         for url, view in ready.items():
             self._bring_ahead(url, view, self._loader.plan)
+        self._relieve(ready)
 
     async def _follow(self) -> None:
         while True:
@@ -146,6 +147,19 @@ class Demand:
         if missing and (spare or self._reconciler.room(url) == 0):
             name = max(missing, key=lambda each: (self._rates[each], each))
             self._ahead[url] = asyncio.create_task(self._bring(name, url), name=f"ahead {url}")
+
+    def _relieve(self, ready: Mapping[str, ReplicaView]) -> None:
+        """What is asked for suddenly goes to one more engine before the rates show it."""
+        replicas = [replica for replica in self._fleet.replicas if replica.url in ready]
+        for name, url in placement.relief(
+            self._loader.plan,
+            {replica.url: replica.outstanding for replica in replicas},
+            {replica.url: replica.busy for replica in replicas},
+            {replica.url: replica.resident for replica in replicas},
+        ):
+            task = self._ahead.get(url)
+            if (task is None or task.done()) and self._reconciler.room(url) < 2:
+                self._ahead[url] = asyncio.create_task(self._bring(name, url), name=f"relief {url}")
 
     async def _bring(self, name: str, url: str) -> None:
         try:
