@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from adapters.errors import EngineError
 from adapters.http import httpx
@@ -47,6 +48,7 @@ class EngineClient:
     """One engine. `adapter_dir` is the adapter store as that engine sees it; absolute.
 
     slots: its --max-loras, None to ask it. held: its --max-cpu-loras, where that is more than the slots.
+    name: host[:port] that requests and certificate are about, where `url` has an address instead.
     """
 
     def __init__(
@@ -58,12 +60,17 @@ class EngineClient:
         *,
         slots: int | None = None,
         held: int | None = None,
+        name: str | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self._told = slots
         self._held = held
         self.slots = slots
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._extensions = {}
+        if name is not None:
+            self._headers["host"] = name
+            self._extensions["sni_hostname"] = urlsplit(f"//{name}").hostname
         self._adapter_dir = adapter_dir
         self._http = http
 
@@ -181,7 +188,12 @@ class EngineClient:
         timeout = httpx.Timeout(timeout_s, connect=PROBE_TIMEOUT_S)
         try:
             async with self._http.stream(
-                method, self.url + path, json=body, headers=self._headers, timeout=timeout
+                method,
+                self.url + path,
+                json=body,
+                headers=self._headers,
+                timeout=timeout,
+                extensions=self._extensions,
             ) as answer:
                 text = bytearray()
                 async for chunk in answer.aiter_bytes():

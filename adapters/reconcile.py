@@ -63,7 +63,10 @@ def plan(wanted: Wanted, resident: Collection[str], waiting: Collection[str], ba
 
 
 class Reconciler:
-    """Runs from `start` to `close`. `residency`: engine URL → what it serves; `on_change` is called after each swap."""
+    """Runs from `start` to `close`. `residency`: engine URL → what it serves; `on_change` is called after each swap.
+
+    engines: the first ones; others may join, and each may leave.
+    """
 
     def __init__(
         self,
@@ -87,7 +90,10 @@ class Reconciler:
         self._guards: Counter[str] = Counter()  # engine names that are about to answer
         self._replicas = {client.url: self._replica(client) for client in engines}
         self._wakes = {url: asyncio.Event() for url in self._replicas}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._running = False
+        self._evictions_gone = 0
         self._pool: EngineModel | None = None
         self._wanted_count = 0
         self.residency: Mapping[str, ReplicaView] = MappingProxyType({})
@@ -103,20 +109,40 @@ class Reconciler:
         """Every name that some engine gives its base: no adapter may have it."""
         return frozenset().union(*(replica.base_names for replica in self._replicas.values()))
 
+    @property
+    def evictions_gone(self) -> int:
+        """Adapters that were put out of engines which have left since."""
+        return self._evictions_gone
+
     def start(self) -> None:
         """Begin one loop per engine."""
-        self._tasks = [
-            asyncio.create_task(self._watch(replica), name=f"reconcile {url}")
-            for url, replica in self._replicas.items()
-        ]
+        self._running = True
+        for replica in self._replicas.values():
+            self._begin(replica)
 
     async def close(self) -> None:
         """End the loops and the loads under way."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for replica in self._replicas.values():
-            await replica.close()
+        self._running = False
+        for url in tuple(self._replicas):
+            self._end(url)
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    def join(self, client: EngineClient) -> None:
+        """One engine more, by a URL that none has now. While the loops run it is looked at at once."""
+        replica = self._replica(client)
+        replica.settled = not self._running
+        self._replicas[client.url] = replica
+        self._wakes[client.url] = asyncio.Event()
+        if self._running:
+            self._begin(replica)
+        self._publish()
+
+    def leave(self, url: str) -> None:
+        """Forget that engine; whoever waits for a load there is told. What it has loaded stays as it is."""
+        self._end(url)
+        self._evictions_gone += self._replicas.pop(url).evictions
+        del self._wakes[url]
+        self._publish()
 
     def wake(self) -> None:
         """The registry changed, or an engine was seen to misbehave: look now instead of at the next interval."""
@@ -133,8 +159,9 @@ class Reconciler:
         wait_s: for room there. Raises Unavailable while the engine is not ready or a failed load is not yet due
         again, Saturated where there is no room, EngineError when this load fails.
         """
-        replica = self._replicas[url]
-        view = self.residency[url]
+        replica, view = self._replicas.get(url), self.residency.get(url)
+        if replica is None or view is None:
+            raise Unavailable(f"Engine {url} is no longer one of this gateway's.", retry_after_s=2)
         if view.state is not ReplicaState.READY:
             raise Unavailable(f"Engine {url} is {view.state.value}: {view.reason}", retry_after_s=5)
         if engine_name in replica.waiting():
@@ -146,11 +173,13 @@ class Reconciler:
 
     def room(self, url: str) -> int:
         """How dear one more adapter is at `url`: 0 there is room, 1 an idle one has to go, 2 all are in use."""
-        return self._replicas[url].room()
+        replica = self._replicas.get(url)
+        return replica.room() if replica is not None else 2
 
     def freed(self, url: str) -> None:
         """An adapter has become idle at `url`."""
-        self._replicas[url].freed()
+        if url in self._replicas:
+            self._replicas[url].freed()
 
     @contextmanager
     def guarding(self, engine_name: str) -> Iterator[None]:
@@ -165,8 +194,9 @@ class Reconciler:
 
     def lost(self, engine_name: str, url: str) -> None:
         """The engine itself said that it does not have it: it was restarted since it was last asked."""
-        self._replicas[url].resident -= {engine_name}
-        self._wakes[url].set()  # whatever else it had is gone too
+        if url in self._replicas:
+            self._replicas[url].resident -= {engine_name}
+            self._wakes[url].set()  # whatever else it had is gone too
 
     async def load_on(self, engine_name: str, like: str | None = None, *, wait_s: float | None = 0.0) -> Outcomes:
         """Load where it belongs: on every engine that is ready, or, where not all that is wanted fits, on those that
@@ -181,7 +211,7 @@ class Reconciler:
         weak = [replica for replica in held if engine_name in replica.unproven(weak_too=True)]
         if len(weak) < len(held):
             await asyncio.gather(*(replica.prove_again(engine_name) for replica in weak))
-            for replica in weak:
+            for replica in (replica for replica in weak if replica.url in ends):
                 failure = replica.view().failed.get(engine_name)
                 ends[replica.url] = NotProven(failure) if failure is not None else None
         return ends
@@ -202,7 +232,8 @@ class Reconciler:
         """One turn at one engine: ask, compare with the registry, load and unload what differs. Never raises for it."""
         replica = self._replicas[url]
         await replica.probe()
-        if replica.base is None or self.residency[url].state is not ReplicaState.READY:
+        view = self.residency.get(url)
+        if replica.base is None or view is None or view.state is not ReplicaState.READY:
             return
         resident, failed, weak = replica.resident | replica.elsewhere, replica.failed, replica.unproven(weak_too=True)
         wanted = await self._db.read(lambda conn: self._wanted(conn, resident, failed, weak))
@@ -220,15 +251,37 @@ class Reconciler:
         await self._fill(replica, todo.load)
         for name in sorted(wanted.known & (replica.unproven() | (weak & wanted.comparable))):
             await replica.prove_again(name)
+        replica.settled = True
+        self._publish()
 
     async def _fill(self, replica: Replica, names: Sequence[str]) -> None:
         """Load what fits: what is pinned puts others out, the rest takes free places, what belongs here first."""
         urls = [each.url for each in self._ready()]
+        if replica.url not in urls:  # it went away just now
+            return
         rank = {name: list(self._traffic.homes(name, urls)).index(replica.url) for name in names}
         for name in sorted(names, key=lambda name: (name not in replica.pinned, rank[name])):
             with suppress(EngineError, Saturated):  # kept as the replica's `failed`, tried again with back-off
                 if name in replica.pinned or not replica.room():
                     await replica.load(name, wait_s=0.0 if name in replica.pinned else None)
+
+    def _begin(self, replica: Replica) -> None:
+        self._tasks[replica.url] = asyncio.create_task(self._watch(replica), name=f"reconcile {replica.url}")
+
+    def _end(self, url: str) -> None:
+        """End its loop, then its loads; `close` waits for both."""
+
+        async def end(task: asyncio.Task[None] | None, replica: Replica) -> None:
+            if task is not None:
+                await asyncio.wait([task])
+            await replica.close()
+
+        task = self._tasks.pop(url, None)
+        if task is not None:
+            task.cancel()
+        ending = asyncio.create_task(end(task, self._replicas[url]), name=f"leave {url}")
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
     async def _watch(self, replica: Replica) -> None:
         wake = self._wakes[replica.url]
@@ -271,7 +324,11 @@ class Reconciler:
 
     async def _each(self, replicas: Sequence[Replica], move: Callable[[Replica], Awaitable[None]]) -> Outcomes:
         ends = await asyncio.gather(*(_outcome(move(replica)) for replica in replicas))
-        return {replica.url: end for replica, end in zip(replicas, ends, strict=True)}
+        return {  # what has left meanwhile need not have it
+            replica.url: end
+            for replica, end in zip(replicas, ends, strict=True)
+            if self._replicas.get(replica.url) is replica
+        }
 
     def _publish(self) -> None:
         self._judge()

@@ -66,6 +66,8 @@ class Replica:
         self.reachable = False
         self.probed = asyncio.Event()  # the first probe has ended, one way or the other
         self.evictions = 0
+        self.settled = True  # set by the reconciler: what came later is not, until its first turn is over
+        self._closed = False
         self._reason = "not asked yet"
         self._clock = clock
         self._changed = changed
@@ -101,6 +103,7 @@ class Replica:
             capacity=self.client.capacity,
             pinned=self.pinned,
             evictions=self.evictions,
+            settled=self.settled,
         )
 
     async def probe(self) -> None:
@@ -145,6 +148,8 @@ class Replica:
         wait_s: for room, seconds; 0: only what is idle may be put out for it; None: nothing may. EngineError,
         NotProven, Saturated.
         """
+        if self._closed:
+            raise EngineError(f"Engine {self.url} is no longer one of this gateway's.")
         if engine_name in self.resident:
             return
         task = self._loads.get(engine_name)
@@ -159,7 +164,9 @@ class Replica:
         except asyncio.CancelledError:
             if not task.cancelled():
                 raise
-            raise EngineError(f"The gateway stopped while {engine_name} was being loaded.") from None
+            raise EngineError(
+                f"The gateway stopped while {engine_name} was being loaded, or engine {self.url} left it."
+            ) from None
 
     async def unload(self, engine_name: str) -> None:
         """Have the engine forget `engine_name`; EngineError."""
@@ -222,7 +229,9 @@ class Replica:
         self._failures = {name: failure for name, failure in self._failures.items() if name not in names}
 
     async def close(self) -> None:
-        """End the loads under way."""
+        """End the loads under way; there will be no others."""
+        self._closed = True
+        self.probed.set()  # nobody need wait for that
         tasks = list(self._loads.values())
         for task in tasks:
             task.cancel()

@@ -167,6 +167,7 @@ class ReplicaView:
     capacity: int | None = None  # adapters it holds; None: no bound is known
     pinned: frozenset[str] = frozenset()
     evictions: int = 0  # adapters put out for others since the gateway began
+    settled: bool = True  # False: it came while the gateway ran, and its first turn is not over
 
     @property
     def reachable(self) -> bool:

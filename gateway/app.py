@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,11 +18,7 @@ from fastapi import FastAPI
 
 from adapters.arrivals import Arrivals
 from adapters.db import Database
-from adapters.engine import EngineClient
-from adapters.http import open_http
-from adapters.proving import Prover
 from adapters.reconcile import Reconciler
-from adapters.replica import trusting
 from adapters.service import AdapterService
 from adapters.shelf import Shelf
 from adapters.traffic import Traffic
@@ -32,12 +27,12 @@ from gateway.admin.app import AdminServices, create_admin, create_metrics
 from gateway.canary import Canaries
 from gateway.capacity import Capacity
 from gateway.demand import Demand
+from gateway.discovery import Resolve, getaddrinfo
+from gateway.engines import open_engines
 from gateway.health import Health
 from gateway.keys import KeyService
-from gateway.loading import Loader
-from gateway.metrics import Metrics
+from gateway.metrics import GONE, Metrics
 from gateway.openai.models import Failing, ModelRoutes
-from gateway.probe import Prober
 from gateway.public import create_public
 from gateway.refresh import Refresher
 from gateway.settings import Settings
@@ -48,9 +43,7 @@ from gateway.v1.auth import Authenticator
 from gateway.v1.limits import Ledger
 from gateway.v1.proxy import Proxy
 from gateway.v1.routes import Routes
-from gateway.v1.routing import Fleet, Replica
 from gateway.v1.snapshot import Snapshot
-from gateway.v1.upstream import Upstream, UpstreamConfig
 
 EngineStates = Callable[[], list[dict[str, Any]]]
 
@@ -73,7 +66,9 @@ class Gateway:
 
 
 @asynccontextmanager
-async def open_gateway(settings: Settings, *, engine_states: EngineStates | None = None) -> AsyncIterator[Gateway]:
+async def open_gateway(
+    settings: Settings, *, engine_states: EngineStates | None = None, resolve: Resolve = getaddrinfo
+) -> AsyncIterator[Gateway]:
     """Everything one gateway consists of, running. ServiceError says why it cannot start."""
     loop = asyncio.get_running_loop()
     # uvloop's own time() stands still during one turn of the loop: too coarse for the gateway's own overhead.
@@ -84,7 +79,8 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
         recorder = UsageRecorder(db, clock=wall, flush_s=settings.usage.flush_s, max_pending=settings.usage.max_pending)
         await stack.enter_async_context(recorder)
 
-        fleet, loader, reconciler = await _open_engines(settings, db, metrics, clock, loop, stack)
+        engines = await open_engines(settings, resolve, db, metrics, clock, loop, stack)
+        fleet, loader, reconciler = engines.fleet, engines.loader, engines.reconciler
         refresh = _Later()
         keys = await KeyService.open(db, settings.data_dir, clock=wall, random_bytes=os.urandom, changed=refresh.now)
         proxy = Proxy(
@@ -116,22 +112,12 @@ async def open_gateway(settings: Settings, *, engine_states: EngineStates | None
         await stack.enter_async_context(canaries)
         await budgets.restore(proxy, db, recorder)
 
-        prober = Prober(fleet, settings.health, base=loader.base_of, found=reconciler.wake, clock=clock, loop=loop)
-        loader.attach(
-            reconciler,
-            base_changed=refresher.refresh,
-            opened=prober.look,
-            queued=proxy.admission.has_queue,
-        )
-        reconciler.start()
-        stack.push_async_callback(reconciler.close)
-        await stack.enter_async_context(prober)
-
+        await engines.start(loop, stack, base_changed=refresher.refresh, queued=proxy.admission.has_queue)
         states = engine_states or list
-        health = Health(proxy, lambda: refresher.trouble, states)
+        health = Health(proxy, lambda: refresher.trouble, states, engines.discovery.reasons)
         demand = await stack.enter_async_context(Demand(fleet, loader, reconciler, metrics, clock))
         capacity = Capacity(demand, reconciler, settings.adapters.max_lora_rank)
-        status = Status(settings, proxy, health, adapters, recorder, wall, states, capacity)
+        status = Status(settings, proxy, health, adapters, recorder, wall, states, capacity, engines)
         metrics.capacity = capacity.gauges
         _connect_gauges(metrics, proxy, status, reconciler)
         usage = UsageService(db, recorder)
@@ -193,53 +179,6 @@ async def _open_database(settings: Settings, stack: AsyncExitStack) -> Database:
     return db
 
 
-async def _open_engines(
-    settings: Settings,
-    db: Database,
-    metrics: Metrics,
-    clock: Callable[[], float],
-    loop: asyncio.AbstractEventLoop,
-    stack: AsyncExitStack,
-) -> tuple[Fleet, Loader, Reconciler]:
-    """The engines as requests see them, as the registry sees them, and what is between the two."""
-    trust = ssl.create_default_context() if any(e.url.startswith("https:") for e in settings.engines) else None
-    fleet = _open_fleet(settings, trust, loop, stack)
-    http = await stack.enter_async_context(open_http(trust))
-    given = settings.adapters
-    loader = Loader(fleet, metrics, clock, timeout_s=given.load_timeout_s, max_waiting=given.max_waiting)
-    stack.push_async_callback(loader.close)
-    reconciler = Reconciler(
-        db,
-        _engine_clients(settings, http),
-        clock=clock,
-        on_change=loader.on_change,
-        traffic=loader,
-        prove=Prover(db) if given.proof else trusting,
-    )
-    return fleet, loader, reconciler
-
-
-def _open_fleet(
-    settings: Settings, trust: ssl.SSLContext | None, loop: asyncio.AbstractEventLoop, stack: AsyncExitStack
-) -> Fleet:
-    given = settings.upstream
-    config = UpstreamConfig(
-        connect_timeout_s=given.connect_timeout_s,
-        first_byte_timeout_s=given.first_byte_timeout_s,
-        answer_timeout_s=given.answer_timeout_s,
-        idle_timeout_s=given.idle_timeout_s,
-        keepalive_s=given.keepalive_s,
-        max_connections=given.max_connections,
-    )
-    replicas = []
-    for engine in settings.engines:
-        api_key = engine.api_key.get_secret_value() if engine.api_key is not None else None
-        upstream = Upstream(engine.url, config, loop=loop, clock=time.monotonic, api_key=api_key, ssl=trust)
-        stack.push_async_callback(upstream.aclose)
-        replicas.append(Replica(engine.url, upstream))
-    return Fleet(replicas, settings.health)
-
-
 def _open_adapters(
     settings: Settings,
     db: Database,
@@ -266,22 +205,11 @@ def _open_admission(settings: Settings, loop: asyncio.AbstractEventLoop) -> Admi
     return Admission(given.max_in_flight, given.max_queue, given.queue_timeout_s, loop)
 
 
-def _engine_clients(settings: Settings, http: Any) -> list[EngineClient]:
-    return [
-        EngineClient(
-            engine.url,
-            engine.api_key.get_secret_value() if engine.api_key is not None else None,
-            engine.adapter_dir or settings.adapter_store,
-            http,
-            slots=engine.max_loras,
-            held=engine.max_cpu_loras,
-        )
-        for engine in settings.engines
-    ]
-
-
 def _connect_gauges(metrics: Metrics, proxy: Proxy, status: Status, reconciler: Reconciler) -> None:
-    metrics.evictions = lambda: [(url, view.evictions) for url, view in reconciler.residency.items()]
+    metrics.evictions = lambda: [
+        *((url, view.evictions) for url, view in reconciler.residency.items()),
+        *([(GONE, reconciler.evictions_gone)] if reconciler.evictions_gone else []),
+    ]
     metrics.in_flight = lambda: proxy.admission.in_flight
     metrics.replica_up = lambda: [(r.url, r.state.value == "ready") for r in proxy.fleet.replicas]
     metrics.adapters = status.adapter_counts

@@ -15,17 +15,19 @@ LIVE = {"alive": True}
 
 
 class Health:
-    """engine_states: what supervises engines on this machine says about them."""
+    """engine_states: what supervises engines on this machine says about them. unfound: names without addresses."""
 
     def __init__(
         self,
         proxy: Proxy,
         registry_trouble: Callable[[], str | None],
         engine_states: Callable[[], list[dict[str, Any]]],
+        unfound: Callable[[], list[str]],
     ) -> None:
         self._proxy = proxy
         self._registry_trouble = registry_trouble
         self._engine_states = engine_states
+        self._unfound = unfound
         self.draining = False
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
@@ -59,9 +61,10 @@ class Health:
         if trouble is not None:
             reasons.append(trouble)
         if not fleet.replicas:
-            reasons.append("no engine is configured; start with --engine URL")
+            reasons += self._unfound() or ["no engine is configured; start with --engine URL"]
         elif not fleet.any_ready():
             reasons += [f"engine {r.url} is {r.state.value}: {self._why_not(r)}" for r in fleet.replicas]
+            reasons += self._unfound()
         elif snapshot.base is None:
             reasons.append("the engine has not said which base model it serves")
         return reasons

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from adapters import placement
@@ -21,8 +22,11 @@ from adapters.types import ReplicaState as Seen
 from adapters.types import ReplicaView
 from gateway.errors import ModelLoading
 from gateway.metrics import Metrics
+from gateway.v1.proxy import UpstreamUnavailable
 from gateway.v1.routing import NO_BOUND, Fleet, Replica, ReplicaState
 from gateway.v1.snapshot import Target
+
+SETTLE_S = 10.0  # a replica that joined gets requests after so long even if not all that it should have is there
 
 log = logging.getLogger("loragate.loading")
 
@@ -46,7 +50,7 @@ class Loader:
         self._base_changed: Callable[[], Coroutine[Any, Any, None]] | None = None
         self._opened: Callable[[], None] | None = None
         self._queued: Callable[[], bool] = lambda: False
-        self._seen: dict[str, Seen] = {}
+        self._seen: dict[str, tuple[Seen, bool]] = {}
         self._base: str | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._loads: dict[str, asyncio.Task[None]] = {}  # engine name → the one search for a replica that takes it
@@ -88,15 +92,27 @@ class Loader:
         view = self._reconciler.residency.get(replica.url) if self._reconciler is not None else None
         return None if view is None or view.state is not Seen.READY else view.base
 
+    def unfinished(self, replica: Replica) -> bool:
+        """Whether it joined just now and still gets what it should have, while others can do the work."""
+        view = self._reconciler.residency.get(replica.url) if self._reconciler is not None else None
+        young = view is not None and not view.settled and self._clock() < replica.joined_at + SETTLE_S
+        return young and self._fleet.any_ready()
+
+    def turned(self) -> None:
+        """A replica has become ready, or is no more."""
+        self._changed.set()
+
     def on_change(self) -> None:
         """The reconciler sees something new: it is what routing knows from now on."""
         if self._reconciler is None:
             return
-        opened = False
+        opened, before, self._seen = False, self._seen, {}
         for replica in self._fleet.replicas:
-            view = self._reconciler.residency[replica.url]
-            before, self._seen[replica.url] = self._seen.get(replica.url), view.state
-            opened = opened or (view.state is Seen.READY and before is not Seen.READY)
+            view = self._reconciler.residency.get(replica.url)
+            if view is None:
+                continue  # it joins or leaves at this moment
+            seen = self._seen[replica.url] = (view.state, view.settled)
+            opened = opened or (view.state is Seen.READY and before.get(replica.url) != seen)
             _copy(view, replica)
             if view.state is Seen.REFUSED:
                 replica.state, replica.reason = ReplicaState.REFUSED, view.reason
@@ -117,6 +133,8 @@ class Loader:
     def idle(self, url: str, names: Collection[str]) -> Sequence[str]:
         """Those of `names` that are not in flight at `url`: first what belongs elsewhere, then the longest unused."""
         replica = self._replica(url)
+        if replica is None:
+            return ()
         rest = [name for name in names if name not in replica.busy]
         last = {name: number for number, name in enumerate(replica.used)}
         fresh = len(last)  # loaded and not asked for yet: the youngest
@@ -129,7 +147,9 @@ class Loader:
     def starving(self, url: str) -> None:
         """Let the adapter with the least to do at `url` run dry; requests for it go elsewhere or wait their turn."""
         replica = self._replica(url)
-        kept = self._reconciler.residency[url].pinned if self._reconciler is not None else frozenset()
+        if replica is None or self._reconciler is None:
+            return
+        kept = self._reconciler.residency[url].pinned
         busy = [name for name in replica.busy if name not in kept]
         if busy and not replica.draining:
             replica.draining = min(busy, key=lambda name: (replica.busy[name], name))
@@ -138,7 +158,9 @@ class Loader:
         self._wanting[url] -= 1
         if not self._wanting[url]:
             del self._wanting[url]
-            self._replica(url).draining = ""
+            replica = self._replica(url)
+            if replica is not None:
+                replica.draining = ""
         if not self._wanting:
             self._fleet.freed = None
         self._changed.set()
@@ -147,7 +169,7 @@ class Loader:
         """Whether a request that was admitted may still want these weights."""
         return (
             engine_name in self._waiting
-            or any(engine_name in replica.busy for replica in self._fleet.replicas)
+            or any(engine_name in replica.busy for replica in (*self._fleet.replicas, *self._fleet.leaving))
             or self._queued()
         )
 
@@ -161,7 +183,7 @@ class Loader:
         name = target.engine_name
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.get(name, 0)
-        self._metrics.adapter_misses += 1
+        self._metrics.adapter_misses += target.version is not None  # the base waits only for engines
         if waiting >= self._max_waiting:
             future.set_exception(_loading(target, 5))
             return future
@@ -208,6 +230,9 @@ class Loader:
             async with asyncio.timeout_at(until):
                 while self._fleet.pick(target) is None:
                     self._changed.clear()
+                    if self._expecting():
+                        await self._until_ready()
+                        continue
                     wait_s = await self._bring(target, until)
                     if not wait_s:
                         self._metrics.adapter_load_seconds.observe(self._clock() - started)
@@ -219,11 +244,24 @@ class Loader:
                     return
         except TimeoutError:
             pass
+        if not self._fleet.any_ready():
+            raise UpstreamUnavailable("No engine is ready. GET /readyz says why.", retry_after_s=5)
         raise _loading(target, wait_s if wait_s > 0 else 2)
+
+    def _expecting(self) -> bool:
+        return not self._fleet.any_ready() and self._clock() < self._fleet.expected_until
+
+    async def _until_ready(self) -> None:
+        """All addresses change at once: until a replica is ready or none is expected any more."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._fleet.expected_until - self._clock()):
+                await self._changed.wait()
 
     async def _wait_for_turn(self, target: Target) -> None:
         """It is loaded, and as many others are in flight there as the engine has slots: until something changes."""
-        holder = next(r.url for r in self._fleet.replicas if target.engine_name in r.resident)
+        holder = next((r.url for r in self._fleet.replicas if target.engine_name in r.resident), None)
+        if holder is None:
+            return  # it has left since
         self.waits(holder)
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -236,8 +274,8 @@ class Loader:
 
     async def _bring(self, target: Target, until: float) -> int:
         """0 once a replica has it; seconds until it is worth asking again where none takes it; -1: wait for news."""
-        reconciler, name = self._reconciler, target.engine_name
-        ready = {r.url: r for r in self._fleet.replicas if r.state is ReplicaState.READY}
+        reconciler, name, replicas = self._reconciler, target.engine_name, self._fleet.replicas
+        ready = {r.url: r for r in replicas if r.state is ReplicaState.READY}
         if reconciler is None or not ready:
             return 5
         order = [url for url in self.homes(name, tuple(ready)) if name not in ready[url].resident]
@@ -249,6 +287,8 @@ class Loader:
             wait_s = await self._load(target, ready[url], 0.0)
             if not wait_s:
                 return 0
+        if replicas is not self._fleet.replicas or self._expecting():
+            return -1  # not those that were asked
         if wait_s > 0:
             return wait_s
         left = until - asyncio.get_running_loop().time()
@@ -260,7 +300,8 @@ class Loader:
         if self._reconciler is None:
             return 5
         name = target.engine_name
-        if name in self._reconciler.residency[replica.url].resident - replica.resident:
+        view = self._reconciler.residency.get(replica.url)
+        if view is not None and name in view.resident - replica.resident:
             self._reconciler.lost(name, replica.url)
         try:
             await self._reconciler.ensure(name, replica.url, wait_s=wait_s)
@@ -278,8 +319,9 @@ class Loader:
         if self._reconciler is not None:
             self._reconciler.freed(replica.url)
 
-    def _replica(self, url: str) -> Replica:
-        return next(replica for replica in self._fleet.replicas if replica.url == url)
+    def _replica(self, url: str) -> Replica | None:
+        """None: it has left."""
+        return next((replica for replica in self._fleet.replicas if replica.url == url), None)
 
 
 def _copy(view: ReplicaView, replica: Replica) -> None:

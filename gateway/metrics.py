@@ -20,6 +20,7 @@ from prometheus_client.core import (
 
 MODEL_LABELS = 50
 OTHER = "other"
+GONE = "gone"  # replica label of all that have left: addresses come and go for ever
 
 Labels: TypeAlias = tuple[str, ...]
 
@@ -164,6 +165,13 @@ class Metrics:
         self._named: set[str] = set()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
+
+    def forget_replica(self, url: str) -> None:
+        """What it counted is from now on shown as that of all that have left."""
+        for labels in [labels for labels in self.upstream_errors if labels[0] == url]:
+            count = self.upstream_errors.pop(labels)
+            folded = (GONE, *labels[1:])
+            self.upstream_errors[folded] = self.upstream_errors.get(folded, 0) + count
 
     def render(self) -> bytes:
         """The whole page in Prometheus' text format."""

@@ -45,7 +45,10 @@ class Probe:
 
 
 class Prober:
-    """One loop per replica, for the life of the process."""
+    """One loop per replica of the fleet; `follow` is to be called whenever its replicas are others.
+
+    unfinished: whether a replica had better not be asked yet.
+    """
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class Prober:
         found: Callable[[], None],
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
+        unfinished: Callable[[Replica], bool] = lambda _: False,
     ) -> None:
         self._fleet = fleet
         self._settings = settings
@@ -63,26 +67,35 @@ class Prober:
         self._found = found
         self._clock = clock
         self._loop = loop
-        self._opened = {replica.url: asyncio.Event() for replica in fleet.replicas}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._unfinished = unfinished
+        self._watches: dict[Replica, tuple[asyncio.Task[None], asyncio.Event]] = {}
 
     def look(self) -> None:
         """The reconciler has reached an engine: whoever is not ready is asked now, not at the next beat."""
-        for replica in self._fleet.replicas:
+        for replica, (_, opened) in self._watches.items():
             if replica.state is not ReplicaState.READY:
-                self._opened[replica.url].set()
+                opened.set()
+
+    def follow(self) -> None:
+        """The fleet has others: those are watched, and what left is not."""
+        for replica in [replica for replica in self._watches if replica not in self._fleet.replicas]:
+            self._watches.pop(replica)[0].cancel()
+        for replica in self._fleet.replicas:
+            if replica not in self._watches:
+                opened = asyncio.Event()
+                self._watches[replica] = (self._loop.create_task(self._watch(replica, opened)), opened)
 
     async def __aenter__(self) -> Prober:
-        self._tasks = [self._loop.create_task(self._watch(replica)) for replica in self._fleet.replicas]
+        self.follow()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
+        tasks = [task for task, _ in self._watches.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watch(self, replica: Replica) -> None:
-        opened = self._opened[replica.url]
+    async def _watch(self, replica: Replica, opened: asyncio.Event) -> None:
         while True:  # at first the reconciler is asking, so there is time for a sleep
             # One that is away is asked more often: the first answer should not wait for a slow beat.
             away = replica.state in (ReplicaState.STARTING, ReplicaState.UNREACHABLE)
@@ -95,7 +108,9 @@ class Prober:
 
     async def probe(self, replica: Replica) -> None:
         """Ask once and let the fleet know."""
-        if replica.state is ReplicaState.REFUSED:
+        if replica.state is ReplicaState.REFUSED or (
+            replica.state is ReplicaState.STARTING and self._unfinished(replica)
+        ):
             return
         base = self._base(replica)
         if base is None:  # the reconciler has left its reason; it looks again as soon as somebody opens

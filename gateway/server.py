@@ -24,6 +24,7 @@ import uvicorn
 from adapters.errors import InvalidRequest, ServiceError
 from gateway import heap, logs
 from gateway.app import Gateway, open_gateway
+from gateway.discovery import Resolve, getaddrinfo
 from gateway.errors import ShuttingDown
 from gateway.protocol import Connection
 from gateway.settings import Settings
@@ -86,12 +87,14 @@ async def serve(
     settings: Settings,
     *,
     engine_states: Callable[[], list[dict[str, Any]]] | None = None,
+    resolve: Resolve = getaddrinfo,
     on_started: OnStarted | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT (or `stop`), then drain; a second signal ends the drain. ListenError, ServiceError.
 
     engine_states: what supervises engines on this machine says about them, for the status.
+    resolve: how the names of engines are looked up.
     on_started: awaited once both ports accept.
     """
     _check_admin_host(settings)
@@ -99,7 +102,7 @@ async def serve(
     stop = stop or asyncio.Event()
     hurry = asyncio.Event()
     with _listeners(settings) as sockets, _signals(stop, hurry):
-        async with open_gateway(settings, engine_states=engine_states) as gateway:
+        async with open_gateway(settings, engine_states=engine_states, resolve=resolve) as gateway:
             servers = _servers(gateway, sockets)
             running = [asyncio.create_task(server.serve(sockets=[sock])) for server, sock in servers]
             sweep = asyncio.create_task(_sweep(gateway, servers[0][0]))
@@ -158,7 +161,8 @@ async def _sweep(gateway: Gateway, public: Server) -> None:
         for connection in _connections(public):
             if isinstance(connection, Connection):
                 connection.sweep(now)
-        for replica in gateway.proxy.fleet.replicas:
+        fleet = gateway.proxy.fleet
+        for replica in (*fleet.replicas, *fleet.leaving):
             replica.upstream.sweep(now)
         gateway.proxy.admission.sweep(now)
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
 from platformdirs import user_data_path
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from adapters.errors import InvalidRequest
 
@@ -47,10 +47,19 @@ class MetricsListen(Section):
 
 class Engine(Section):
     url: str
+    discover: Literal["dns"] | None = None  # the host is a name, and each of its addresses an engine
     api_key: SecretStr | None = None
     adapter_dir: Path | None = None  # the adapter store as that engine sees it; None: same path as ours
     max_loras: int | None = Field(default=None, ge=1)  # its flag of that name; None: it is asked
     max_cpu_loras: int | None = Field(default=None, ge=1)  # its flag of that name; None: as many as max_loras
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, given: Any) -> Any:
+        """`dns+http://host:8000` says both in one word, for flags."""
+        if isinstance(given, Mapping) and str(given.get("url")).startswith("dns+"):
+            return {"discover": "dns", **given, "url": given["url"].removeprefix("dns+")}
+        return given
 
     @field_validator("url")
     @classmethod
@@ -100,6 +109,11 @@ class Admission(Section):
     max_in_flight: int = 1024
     max_queue: int = 256
     queue_timeout_s: float = 5.0
+
+
+class FleetBounds(Section):
+    resolve_s: float = Field(default=5.0, ge=0.01)  # between two lookups of the names of engines
+    drain_s: float = Field(default=600.0, ge=0)  # requests may run on for so long where an engine has left
 
 
 class Health(Section):
@@ -155,6 +169,7 @@ class Settings(Section):
     adapters: Adapters = Adapters()
     upstream: Upstream = Upstream()
     admission: Admission = Admission()
+    fleet: FleetBounds = FleetBounds()
     health: Health = Health()
     drain: Drain = Drain()
     caps: RequestCaps = RequestCaps()

@@ -11,6 +11,7 @@ from typing import Any
 
 from adapters.service import AdapterService
 from gateway.capacity import Capacity
+from gateway.engines import Engines
 from gateway.health import Health
 from gateway.settings import Settings
 from gateway.usage import UsageRecorder
@@ -28,6 +29,7 @@ class Status:
         wall: Callable[[], float],
         engine_states: Callable[[], list[dict[str, Any]]],
         capacity: Capacity,
+        engines: Engines,
     ) -> None:
         self._settings = settings
         self._proxy = proxy
@@ -38,6 +40,7 @@ class Status:
         self._started = wall()
         self._engine_states = engine_states
         self._capacity = capacity
+        self._engines = engines
 
     def document(self) -> dict[str, Any]:
         """The body of /admin/v1/status."""
@@ -59,6 +62,8 @@ class Status:
             "adapters": dict(self.adapter_counts()),
             "capacity": self._capacity.document(),
             "replicas": body["replicas"],
+            "leaving": [{"url": url, "outstanding": count} for url, count in self._engines.roster.leaving()],
+            "discovery": self._engines.discovery.document(),
             "engines": self._engine_states(),
             "usage_dropped": self._recorder.dropped,
             "data_dir": str(self._settings.data_dir),

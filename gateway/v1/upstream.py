@@ -31,14 +31,19 @@ class Upstream:
         clock: Callable[[], float] | None = None,
         api_key: str | None = None,
         ssl: SSLContext | None = None,
+        address: str | None = None,
     ) -> None:
-        """`url` is http(s)://host[:port][/prefix]. Raises ValueError for others, or for an odd api_key."""
+        """`url` is http(s)://host[:port][/prefix]. Raises ValueError for others, or for an odd api_key.
+
+        address: where to connect to; the host's name stays what the request and the certificate are about.
+        """
         self.url = url
         self.config = config
         self.clock: Callable[[], float] = clock if clock is not None else loop.time
         self.in_flight = 0
         self._loop = loop
         self._host, self._port, self._authority, self._base, secure = _split(url)
+        self._address = address if address is not None else self._host
         self._ssl = (ssl if ssl is not None else create_default_context()) if secure else None
         self._fixed = _fixed_headers(self._authority, api_key)
         self._heads: dict[str, bytes] = {}
@@ -78,11 +83,11 @@ class Upstream:
             if connection.deadline <= now:
                 connection.expire()
 
-    async def aclose(self) -> None:
-        """Close idle connections, fault the others with CLOSED, and wait until every socket is closed."""
+    async def aclose(self, fault: Fault = Fault.CLOSED, why: str = "the gateway is shutting down") -> None:
+        """Close idle connections, fault the others, and wait until every socket is closed."""
         self._closed = True
         for connection in tuple(self._live):
-            connection.fail(Fault.CLOSED, "the gateway is shutting down")
+            connection.fail(fault, why)
         while self._live:
             self._empty.clear()
             await self._empty.wait()
@@ -137,7 +142,7 @@ class Upstream:
         # The only task of this client, once per connection. The host name is resolved anew each time.
         name = self._host if self._ssl is not None else None
         dialling = self._loop.create_connection(
-            lambda: connection, self._host, self._port, ssl=self._ssl, server_hostname=name
+            lambda: connection, self._address, self._port, ssl=self._ssl, server_hostname=name
         )
         connection.task = task = self._loop.create_task(dialling)
         task.add_done_callback(connection.dialled)  # a callback: a task cancelled before its first step runs nothing
