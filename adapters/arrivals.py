@@ -260,5 +260,15 @@ async def _finished(work: Future[T], stop: Callable[[], object] = lambda: None) 
     except asyncio.CancelledError:
         stop()
         if not work.cancel():  # it has begun
-            await asyncio.wait([waited])
+            await _let_go(waited)
         raise
+
+
+async def _let_go(waited: asyncio.Future[T]) -> None:
+    """Until the thread is done, also when we are told twice (a gateway that ends tells every task); not forever."""
+    for _ in range(2):
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([waited], timeout=CLOSE_TIMEOUT_S)
+        if waited.done():
+            break
+    waited.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else asks for it

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import importlib.util
 import os
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -350,7 +352,9 @@ async def test_a_missing_package_is_one_sentence(tmp_path: Path) -> None:
 # --- ways out ------------------------------------------------------------------------------------------------------
 
 
-async def test_who_leaves_takes_the_fetch_along(tmp_path: Path, web: Elsewhere) -> None:
+async def test_who_leaves_takes_the_fetch_along(
+    tmp_path: Path, web: Elsewhere, caplog: pytest.LogCaptureFixture
+) -> None:
     web.files["/a.tar"] = tar(LARGE)
     web.faults.append(Fault(after=2_000_000, hang=True))
     async with arrivals(tmp_path) as ways:
@@ -361,10 +365,18 @@ async def test_who_leaves_takes_the_fetch_along(tmp_path: Path, web: Elsewhere) 
             await asyncio.sleep(0.001)
         assert (each.phase, each.bytes_total, each.source) == ("fetching", len(tar(LARGE)), f"{web.url}/a.tar")
         opening.cancel()
+        await asyncio.sleep(0)
+        opening.cancel()  # as a gateway that ends does: once for the request, once for every task
         with pytest.raises(asyncio.CancelledError):
             await opening
         assert ways.running == ()
         assert os.listdir(tmp_path / "adapters") == [], "at once, though the server still hangs"
+        del opening
+    while any(thread.name.startswith("intake") for thread in threading.enumerate()):
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0)
+    gc.collect()
+    assert [each for each in caplog.records if each.name == "asyncio"] == [], "nothing is left for the log"
 
 
 async def test_a_gateway_that_ends_stops_its_fetches(tmp_path: Path, web: Elsewhere) -> None:
