@@ -74,6 +74,11 @@ class Database:
         """
         return await asyncio.get_running_loop().run_in_executor(self._writer, self._transact, work, True)
 
+    @property
+    def shared(self) -> bool:
+        """Whether other gateways may be on it too: SQLite is for one."""
+        return self._file is None
+
     async def look(self, sql: str) -> Any:
         """The one value of `sql`, outside any transaction: for what is asked twice a second.
 

@@ -23,6 +23,11 @@ def bump(conn: sa.Connection) -> None:
     conn.execute(sa.update(revision).where(revision.c.id == 1).values(n=revision.c.n + 1))
 
 
+def hold(conn: sa.Connection) -> None:
+    """Let no other writer change anything until this transaction ends; requests do not see what it writes."""
+    conn.execute(sa.select(revision.c.n).with_for_update())
+
+
 async def current(db: Database) -> int:
     """The number of changes so far."""
     return int(await db.look("SELECT n FROM revision WHERE id = 1"))

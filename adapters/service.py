@@ -16,9 +16,10 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from adapters import intake, store
+from adapters import intake, revision, store
 from adapters.db import Database
 from adapters.errors import Conflict, EngineError, InvalidName, InvalidRequest, ServiceError
+from adapters.gateways import Alone, Gateways
 from adapters.intake import Checked
 from adapters.names import check_public_name, check_version, engine_name
 from adapters.reconcile import Reconciler
@@ -41,7 +42,7 @@ async def _nobody() -> None:
 class AdapterService:
     """One per gateway. `changed` is awaited after every commit that requests must see.
 
-    traffic: what of the adapters is in use; the reconciler's own.
+    traffic: what of the adapters is in use; the reconciler's own. gateways: the others on this database.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class AdapterService:
         max_lora_rank: int = 16,
         changed: Callable[[], Awaitable[None]] = _nobody,
         traffic: Traffic | None = None,
+        gateways: Gateways | None = None,
     ) -> None:
         self._db = db
         self._shelf = shelf
@@ -61,7 +63,8 @@ class AdapterService:
         self._clock = clock
         self._max_lora_rank = max_lora_rank
         self._changed = changed
-        self._swap = Swap(db, shelf, reconciler, traffic or NoTraffic())
+        self._gateways = gateways or Alone()
+        self._swap = Swap(db, shelf, reconciler, traffic or NoTraffic(), self._gateways)
         self._intake = asyncio.Lock()  # one folder at a time: it takes a core and the disk
 
     async def recover(self) -> tuple[str, ...]:
@@ -72,7 +75,11 @@ class AdapterService:
         """
         known = await self._db.read(store.known)
         is_known = self._asks(lambda conn, name: name in (store.known if known else store.never_removed)(conn, [name]))
-        swept = await asyncio.to_thread(self._shelf.sweep, known, is_known)
+        later: list[str] = []  # another gateway may have requests in flight on these
+        keep = is_known if not await self._gateways.present() else partial(_kept, is_known, later)
+        swept = await asyncio.to_thread(self._shelf.sweep, known, keep)
+        if later:
+            self._swap.discard_later(later)
         missing = await asyncio.to_thread(self._shelf.missing, known)
         await self._db.write(lambda conn: store.set_damaged(conn, missing))
         return swept
@@ -157,7 +164,7 @@ class AdapterService:
         adapter = await self._db.read(lambda conn: store.find(conn, name))
         if adapter.previous is None:
             raise Conflict(f"{name} has no previous version to go back to. Promote a version by its 12 digits instead.")
-        return await self._point(name, adapter.previous, "rolled back", by, why)
+        return await self._point(name, adapter.previous, "rolled back", by, why, only_from=adapter.live)
 
     async def canary(
         self, name: str, version: str, percent: float, *, rules: Rules | None = None, by: str = OPERATOR, why: str = ""
@@ -202,6 +209,7 @@ class AdapterService:
         held = [view.capacity for view in self._reconciler.residency.values() if view.capacity is not None]
 
         def pin(conn: sa.Connection) -> None:
+            revision.hold(conn)
             others = store.pinned(conn) - {version.engine_name}
             if held and len(others) + 1 > min(held) - 1:
                 raise Conflict(
@@ -267,10 +275,13 @@ class AdapterService:
                 await self._swap.discard([version.engine_name])
             raise
 
-    async def _point(self, name: str, version: str, what: str, by: str, why: str) -> Adapter:
+    async def _point(
+        self, name: str, version: str, what: str, by: str, why: str, only_from: str | None = None
+    ) -> Adapter:
         found = await self._one(name, version)
         at = self._clock()
-        return await self._move(found, lambda conn: store.point(conn, name, version, at, what, by=by, why=why))
+        flip = partial(store.point, name=name, live=version, at=at, what=what, by=by, why=why, only_from=only_from)
+        return await self._move(found, flip)
 
     async def _move(self, to: Version, flip: Callable[[sa.Connection], object]) -> Adapter:
         """Load and prove it, flip in one transaction, and retire what has no part any more."""
@@ -347,6 +358,12 @@ class AdapterService:
             placements.append(place)
         who = by.get((version.name, version.version))
         return replace(version, registered_by=who, replicas=tuple(placements))
+
+
+def _kept(is_known: Callable[[str], bool], later: list[str], name: str) -> bool:
+    if not is_known(name):
+        later.append(name)
+    return True
 
 
 def _raise_first(outcomes: Mapping[str, ServiceError | None], then: str) -> None:

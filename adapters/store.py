@@ -137,10 +137,21 @@ def check_clash(conn: sa.Connection, version: Version) -> None:
         )
 
 
-def point(conn: sa.Connection, name: str, live: str, at: float, what: str, *, by: str, why: str = "") -> bool:
+def point(
+    conn: sa.Connection,
+    name: str,
+    live: str,
+    at: float,
+    what: str,
+    *,
+    by: str,
+    why: str = "",
+    only_from: str | None = None,
+) -> bool:
     """Make `live` answer for `name`; what answered before becomes `previous`. False where it answers already.
 
-    A canary ends with it: it was measured against what is live no more.
+    A canary ends with it: it was measured against what is live no more. only_from: what has to answer until now,
+    else Conflict.
     """
     revision.bump(conn)
     adapter = find(conn, name)
@@ -148,6 +159,8 @@ def point(conn: sa.Connection, name: str, live: str, at: float, what: str, *, by
     before = adapter.live
     if before == live:
         return False
+    if only_from not in (None, before):
+        raise Conflict(f"{name} was moved to {before} in this moment by somebody else. Look again, then decide.")
     if adapter.canary is not None and adapter.canary.version != live:
         record(conn, at, "canary ended", _among(adapter, adapter.canary.version), by=by, why=f"{live} was {what}")
     key = adapters.c.name == name
@@ -180,10 +193,10 @@ def set_canary(conn: sa.Connection, name: str, canary: Canary, at: float, *, by:
 
 def end_canary(conn: sa.Connection, name: str, at: float, *, by: str, why: str = "", only: str | None = None) -> bool:
     """Give all callers of `name` the live version again; False where there is no canary, or another than `only`."""
+    revision.bump(conn)  # first: of two gateways that end it, one sees that it has ended
     adapter = find(conn, name)
     if adapter.canary is None or only not in (None, adapter.canary.version):
         return False
-    revision.bump(conn)
     conn.execute(sa.update(adapters).where(adapters.c.name == name).values(**_NO_CANARY, updated_at=at))
     record(conn, at, "canary ended", _among(adapter, adapter.canary.version), by=by, why=why)
     return True

@@ -12,14 +12,17 @@ from collections.abc import Collection, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from adapters import store
+from adapters import revision, store
 from adapters.db import Database
+from adapters.engine import EngineUnreachable
 from adapters.errors import EngineError, Saturated, ServiceError
+from adapters.gateways import Gateways
 from adapters.reconcile import Reconciler
 from adapters.shelf import Shelf
 from adapters.traffic import Traffic
 
 POLL_S = 0.25
+ASK_S = 0.5  # how often the other gateways are looked up
 ROOM_S = 30.0  # how long an operator's move waits until some engine has room
 DRAIN_S = 300.0  # a version that answers nobody anew is unloaded after so long, whatever still runs on it
 ENDLESS_S = 3600.0  # no request lives longer: 131,072 tokens at 40 a second
@@ -29,11 +32,14 @@ _log = logging.getLogger(__name__)
 class Swap:
     """One per gateway; closed by whoever opened it."""
 
-    def __init__(self, db: Database, shelf: Shelf, reconciler: Reconciler, traffic: Traffic) -> None:
+    def __init__(
+        self, db: Database, shelf: Shelf, reconciler: Reconciler, traffic: Traffic, gateways: Gateways
+    ) -> None:
         self._db = db
         self._shelf = shelf
         self._reconciler = reconciler
         self._traffic = traffic
+        self._gateways = gateways
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -49,7 +55,8 @@ class Swap:
         """
         outcomes = (await self._reconciler.load_on(engine_name, like, wait_s=ROOM_S)).values()
         for error in outcomes:
-            if error is not None and (None not in outcomes or not isinstance(error, Saturated)):
+            # One that is full gets it when it is asked for there, one that went away when it is back.
+            if error is not None and (None not in outcomes or not isinstance(error, (Saturated, EngineUnreachable))):
                 raise EngineError(f"{error.message} {then}")
 
     def retire(self, engine_names: Collection[str]) -> None:
@@ -59,35 +66,51 @@ class Swap:
 
     async def discard(self, engine_names: Collection[str]) -> None:
         """Unload what the registry no longer knows and delete its files: now, or once no request can want them."""
+        since = await revision.current(self._db)
         for name in sorted(engine_names):
             await self._reconciler.unload_everywhere(name)
-        if any(self._traffic.in_use(name) for name in engine_names):
-            self._start(self._discard_later(frozenset(engine_names)))
-        else:
+        if await self._unused(engine_names, since):
             await self._delete(engine_names)
+        else:
+            self._start(self._discard_later(frozenset(engine_names), since))
+
+    def discard_later(self, engine_names: Collection[str]) -> None:
+        """The same, without waiting for anything now: what another gateway may still be at."""
+        self._start(self._discard_later(frozenset(engine_names), None))
 
     async def _retire(self, engine_name: str) -> None:
-        await self._until_unused([engine_name], DRAIN_S)
+        with suppress(ServiceError):
+            await self._until_unused([engine_name], await revision.current(self._db), DRAIN_S)
         with suppress(ServiceError):  # it stays loaded until another needs its place
             if engine_name in await self._db.read(lambda conn: store.without_part(conn, [engine_name])):
                 still = await self._reconciler.unload_and_look(engine_name)
                 if still:
                     _log.warning("%s was unloaded, and is still listed by %s", engine_name, ", ".join(still))
 
-    async def _discard_later(self, engine_names: frozenset[str]) -> None:
-        await self._until_unused(engine_names, ENDLESS_S)
+    async def _discard_later(self, engine_names: frozenset[str], since: int | None) -> None:
         with suppress(ServiceError):  # swept at the next start
+            since = await revision.current(self._db) if since is None else since
+            await self._until_unused(engine_names, since, ENDLESS_S)
             known = await self._db.read(lambda conn: store.known(conn, engine_names))
             for name in sorted(engine_names - known):
                 # Again: a request of before may have had it loaded, and what it left has reached the engine by then.
                 await self._reconciler.unload_everywhere(name)
             await self._delete(engine_names)
 
-    async def _until_unused(self, engine_names: Collection[str], longest_s: float) -> None:
+    async def _until_unused(self, engine_names: Collection[str], since: int, longest_s: float) -> None:
+        """Until no gateway may send a request for them: they had a part before the revision `since`."""
         for _ in range(int(longest_s / POLL_S)):
-            if not any(self._traffic.in_use(name) for name in engine_names):
-                return
+            if not self._in_use(engine_names):
+                if await self._gateways.done_with(engine_names, since):
+                    return
+                await asyncio.sleep(ASK_S - POLL_S)
             await asyncio.sleep(POLL_S)
+
+    async def _unused(self, engine_names: Collection[str], since: int) -> bool:
+        return not self._in_use(engine_names) and await self._gateways.done_with(engine_names, since)
+
+    def _in_use(self, engine_names: Collection[str]) -> bool:
+        return any(self._traffic.in_use(name) for name in engine_names)
 
     async def _delete(self, engine_names: Collection[str]) -> None:
         loop = asyncio.get_running_loop()

@@ -10,6 +10,8 @@ from typing import Protocol
 
 from adapters.placement import rendezvous
 
+ANY = "*"  # stands for every engine name; none is like it
+
 
 class Traffic(Protocol):
     """What the data plane knows of the use of adapters."""
@@ -28,6 +30,9 @@ class Traffic(Protocol):
 
     def in_use(self, engine_name: str) -> bool:
         """Whether a request that was admitted may still want these weights."""
+
+    def using(self) -> frozenset[str]:
+        """All engine names that admitted requests use or wait for; ANY among them where some wait for unknown ones."""
 
     def homes(self, engine_name: str, urls: Sequence[str]) -> Sequence[str]:
         """All `urls`, in the order in which they should hold it."""
@@ -50,6 +55,9 @@ class NoTraffic:
 
     def in_use(self, engine_name: str) -> bool:
         return False
+
+    def using(self) -> frozenset[str]:
+        return frozenset()
 
     def homes(self, engine_name: str, urls: Sequence[str]) -> Sequence[str]:
         return rendezvous(engine_name, urls)

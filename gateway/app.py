@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from adapters.arrivals import Arrivals
 from adapters.db import Database
+from adapters.gateways import Gateways, Heartbeat
 from adapters.reconcile import Reconciler
 from adapters.service import AdapterService
 from adapters.shelf import Shelf
@@ -31,6 +32,7 @@ from gateway.discovery import Resolve, getaddrinfo
 from gateway.engines import open_engines
 from gateway.health import Health
 from gateway.keys import KeyService
+from gateway.loading import Loader
 from gateway.metrics import GONE, Metrics
 from gateway.openai.models import Failing, ModelRoutes
 from gateway.public import create_public
@@ -97,15 +99,18 @@ async def open_gateway(
             _request_ids(),
         )
 
-        adapters = _open_adapters(settings, db, reconciler, refresh.now, loader, stack)
-        canaries = Canaries(adapters, metrics, clock)
-        proxy.observe = canaries.observe
-
         def swap(snapshot: Snapshot) -> None:
             proxy.snapshot = snapshot
             canaries.follow(snapshot)
+            if heartbeat is not None:
+                heartbeat.changed()
+                reconciler.wake()  # another gateway may have moved what engines should have
 
         refresher = Refresher(db, settings, swap=swap, base=loader.base_id, wall=wall)
+        heartbeat = await _open_heartbeat(db, loader, lambda: refresher.revision, stack)
+        adapters = _open_adapters(settings, db, reconciler, refresh.now, loader, heartbeat, stack)
+        canaries = Canaries(adapters, metrics, clock)
+        proxy.observe = canaries.observe
         await adapters.recover()
         await stack.enter_async_context(refresher)
         refresh.bind(refresher.refresh)
@@ -179,12 +184,24 @@ async def _open_database(settings: Settings, stack: AsyncExitStack) -> Database:
     return db
 
 
+async def _open_heartbeat(
+    db: Database, loader: Loader, revision: Callable[[], int], stack: AsyncExitStack
+) -> Heartbeat | None:
+    """Before the first look at the registry: whoever removes something from then on knows of this gateway."""
+    if not db.shared:
+        return None
+    heartbeat = await stack.enter_async_context(Heartbeat(db, loader, os.urandom(8).hex(), revision))
+    loader.used_elsewhere = lambda: heartbeat.used_elsewhere
+    return heartbeat
+
+
 def _open_adapters(
     settings: Settings,
     db: Database,
     reconciler: Reconciler,
     changed: Callable[[], Awaitable[None]],
     traffic: Traffic,
+    gateways: Gateways | None,
     stack: AsyncExitStack,
 ) -> AdapterService:
     adapters = AdapterService(
@@ -195,6 +212,7 @@ def _open_adapters(
         max_lora_rank=settings.adapters.max_lora_rank,
         changed=changed,
         traffic=traffic,
+        gateways=gateways,
     )
     stack.push_async_callback(adapters.close)
     return adapters

@@ -18,6 +18,7 @@ from adapters.errors import Saturated, ServiceError
 from adapters.placement import Plan
 from adapters.reconcile import Reconciler
 from adapters.replica import PATIENCE_S
+from adapters.traffic import ANY
 from adapters.types import ReplicaState as Seen
 from adapters.types import ReplicaView
 from gateway.errors import ModelLoading
@@ -58,6 +59,7 @@ class Loader:
         self._wanting: Counter[str] = Counter()  # url → loads that wait for room there
         self._changed = asyncio.Event()  # something became idle or resident
         self.plan: Plan = placement.EMPTY  # set by whoever follows demand
+        self.used_elsewhere: Callable[[], frozenset[str]] = frozenset  # engine names that other gateways have in flight
 
     def attach(
         self,
@@ -131,14 +133,22 @@ class Loader:
     # What the room below asks ----------------------------------------------------------------------------
 
     def idle(self, url: str, names: Collection[str]) -> Sequence[str]:
-        """Those of `names` that are not in flight at `url`: first what belongs elsewhere, then the longest unused."""
+        """Those of `names` that are not in flight at `url`: first what belongs elsewhere, then the longest unused.
+
+        Last what other gateways use, perhaps there: it would be loaded again at once.
+        """
         replica = self._replica(url)
         if replica is None:
             return ()
         rest = [name for name in names if name not in replica.busy]
         last = {name: number for number, name in enumerate(replica.used)}
         fresh = len(last)  # loaded and not asked for yet: the youngest
-        return sorted(rest, key=lambda name: (url in self.plan.homes.get(name, ()), last.get(name, fresh), name))
+        others = self.used_elsewhere()
+
+        def order(name: str) -> tuple[bool, bool, int, str]:
+            return name in others, url in self.plan.homes.get(name, ()), last.get(name, fresh), name
+
+        return sorted(rest, key=order)
 
     def waits(self, url: str) -> None:
         self._wanting[url] += 1
@@ -172,6 +182,11 @@ class Loader:
             or any(engine_name in replica.busy for replica in (*self._fleet.replicas, *self._fleet.leaving))
             or self._queued()
         )
+
+    def using(self) -> frozenset[str]:
+        """Engine names of all requests that were admitted; ANY among them while some wait whose names nobody keeps."""
+        names = {*self._waiting, *((ANY,) if self._queued() else ())}
+        return frozenset(names.union(*(replica.busy for replica in (*self._fleet.replicas, *self._fleet.leaving))))
 
     def homes(self, engine_name: str, urls: Sequence[str]) -> Sequence[str]:
         return placement.home(self.plan, engine_name, tuple(urls))

@@ -56,6 +56,11 @@ class Refresher:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    @property
+    def revision(self) -> int:
+        """Of the registry, as requests see it; -1 before the first look."""
+        return self._seen[0]
+
     async def refresh(self) -> None:
         """Look, and swap the snapshot if anything changed; returns once the change is what requests see."""
         async with self._one_at_a_time:

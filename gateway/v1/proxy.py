@@ -34,6 +34,8 @@ DEFAULT_ANSWER_TOKENS = 1024  # reserved where the caller names no max_tokens
 HOLD_BYTES = 1024 * 1024  # a whole answer up to here is held, so that a broken one becomes a 502
 NO_MODEL = "none"  # metrics label of requests that named no model of ours
 
+LOST_AGAIN = 2  # loads for one request that were in vain; gateways that share engines take room from each other
+
 TRY_ELSEWHERE = frozenset(
     {Fault.REFUSED, Fault.CONNECT_TIMEOUT, Fault.RESET, Fault.CUT, Fault.PROTOCOL, Fault.POOL_FULL}
 )
@@ -180,6 +182,7 @@ class Proxy:
         """Send it to a replica that has the weights; once more to another if nothing came back."""
         target = _target(work)
         tried: Replica | None = None
+        lost = 0  # replicas that turned out not to have it: another gateway, or a restart, took it away
         while True:
             replica = self.fleet.pick(target, tried) or await self._choose(target)
             self._send(x, work, replica, body, stream)
@@ -190,10 +193,14 @@ class Proxy:
                 return
             self.fleet.give_back(replica, target)
             work.replica = None
-            again = tried is None and (isinstance(error, ModelLoading) or self.fleet.pick(target, replica) is not None)
+            if isinstance(error, ModelLoading) and lost < len(self.fleet.replicas) + LOST_AGAIN:
+                lost += 1
+                x.forget_answer()
+                continue
+            again = tried is None and self.fleet.pick(target, replica) is not None
             if x.fault in UNSENT and self.fleet.refused(replica, x.received, self.clock()):
                 again = True
-            if not again or not isinstance(error, (ModelLoading, _Elsewhere)):
+            if not again or not isinstance(error, _Elsewhere):
                 raise error.public() if isinstance(error, _Elsewhere) else error
             tried = replica
             x.forget_answer()
