@@ -138,9 +138,11 @@ class Replica:
             and model.root not in (None, self.client.path(model.id))
             and model.id not in self._claimed
         )
-        self.resident = listed - self.elsewhere - self._distrusted
-        for name in self._proven.keys() - listed:  # it may have been restarted between two looks
-            del self._proven[name]
+        before, self.resident = self.resident, listed - self.elsewhere - self._distrusted
+        if before and not before & listed:  # restarted between two looks
+            self._proven.clear()
+        for name in before - listed:  # somebody else put it out, and may have brought another in under its name
+            self._proven.pop(name, None)
 
     async def load(self, engine_name: str, *, wait_s: float | None = 0.0) -> None:
         """Have `engine_name` resident and proven; callers that come while it loads share that load.
@@ -152,8 +154,14 @@ class Replica:
             raise EngineError(f"Engine {self.url} is no longer one of this gateway's.")
         if engine_name in self.resident:
             return
-        task = self._loads.get(engine_name)
+        while not await self._share(engine_name, wait_s):
+            pass  # somebody less patient had begun it
+
+    async def _share(self, engine_name: str, wait_s: float | None) -> bool:
+        """Wait for the load under way, or begin one; False where another's gave up for want of room."""
+        task, others = self._loads.get(engine_name), True
         if task is None:
+            others = False
             work = self._load(engine_name, wait_s)
             task = asyncio.create_task(work, name=f"load {engine_name} on {self.url}")
             task.add_done_callback(_retrieve)  # its failure is kept here even when every waiter has left
@@ -161,12 +169,17 @@ class Replica:
             self._changed()
         try:
             await asyncio.shield(task)  # one waiter's leaving must not stop it for the others
+        except Saturated:
+            if not others or wait_s is None:
+                raise
+            return False
         except asyncio.CancelledError:
             if not task.cancelled():
                 raise
             raise EngineError(
                 f"The gateway stopped while {engine_name} was being loaded, or engine {self.url} left it."
             ) from None
+        return True
 
     async def unload(self, engine_name: str) -> None:
         """Have the engine forget `engine_name`; EngineError."""
