@@ -16,12 +16,12 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from adapters.arrivals import Arrivals
 from adapters.db import Database
 from adapters.gateways import Gateways, Heartbeat
 from adapters.reconcile import Reconciler
 from adapters.service import AdapterService
 from adapters.shelf import Shelf
+from adapters.sources.arrivals import Arrivals
 from adapters.traffic import Traffic
 from gateway import budgets
 from gateway.admin.app import AdminServices, create_admin, create_metrics

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Path, Query, Request
 from starlette.responses import JSONResponse
 
-from adapters.arrivals import Arrivals
 from adapters.errors import AdapterRejected, Conflict, InvalidRequest
 from adapters.names import check_public_name
 from adapters.service import OPERATOR, AdapterService
+from adapters.sources.arrivals import Arrivals
 from adapters.types import Adapter, Canary, Rules, Version
 from gateway.admin import verdicts
 from gateway.admin.access import Admin, admin

@@ -11,8 +11,8 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from adapters.arrivals import Arrivals
 from adapters.service import AdapterService
+from adapters.sources.arrivals import Arrivals
 from adapters.types import Canary
 from gateway.admin import problems
 from gateway.admin.adapters import AdapterRoutes

@@ -17,9 +17,9 @@ from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapters.arrivals import MAX_ARCHIVE_BYTES, Arrivals, Arrived, Upload
 from adapters.errors import InvalidRequest
 from adapters.names import check_public_name
+from adapters.sources.arrivals import MAX_ARCHIVE_BYTES, Arrivals, Arrived, Upload
 from gateway.admin import problems
 from gateway.admin.access import CALLER, admin
 from gateway.admin.schemas import AdapterRegister, IntakeView, Listed

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapters.source import is_loopback
+from adapters.sources.source import is_loopback
 from gateway.cli.client import Refused
 from gateway.cli.packing import form
 from gateway.cli.progress import bar, watched

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapters.archive import Unpacked, unpack
 from adapters.errors import AdapterRejected
-from adapters.member import Caps
-from adapters.progress import Progress, Stopped
+from adapters.sources.archive import Unpacked, unpack
+from adapters.sources.member import Caps
+from adapters.sources.progress import Progress, Stopped
 from tests.adapters.packing import CONFIG, FILES, WEIGHTS, entry, gz, tar, unended, zipped
 
 SMALL = Caps(entries=20, total=4_000_000, file=1_000_000, ratio=100, free=100_000, header=64 * 1024)

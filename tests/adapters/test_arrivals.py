@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from adapters.arrivals import Arrivals, Arrived
 from adapters.errors import AdapterRejected, InvalidRequest, StorageFull, Unavailable
 from adapters.shelf import Shelf
-from adapters.source import SourceRefused, SourceUnavailable
+from adapters.sources.arrivals import Arrivals, Arrived
+from adapters.sources.source import SourceRefused, SourceUnavailable
 from tests.adapters.elsewhere import COMMIT, Elsewhere, Fault, elsewhere
 from tests.adapters.packing import CONFIG, FILES, WEIGHTS, gz, tar, zipped
 
@@ -184,7 +184,7 @@ async def test_more_than_fits_is_refused_before_it_is_fetched(tmp_path: Path, we
 FETCH = """
 import asyncio, sys, time
 from pathlib import Path
-from adapters.arrivals import Arrivals
+from adapters.sources.arrivals import Arrivals
 async def main():
     ways = Arrivals(Path(sys.argv[1]), clock=time.time)
     async with ways.open(sys.argv[2]) as found:

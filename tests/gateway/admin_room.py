@@ -16,11 +16,11 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from adapters.arrivals import Arrivals
 from adapters.db import Database
 from adapters.reconcile import Reconciler
 from adapters.service import AdapterService
 from adapters.shelf import Shelf
+from adapters.sources.arrivals import Arrivals
 from gateway import store
 from gateway.admin.app import AdminServices, create_admin
 from gateway.canary import Trial

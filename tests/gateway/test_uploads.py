@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from adapters.incoming import Draft
+from adapters.sources.incoming import Draft
 from tests.adapters.elsewhere import Fault, elsewhere
 from tests.adapters.packing import CONFIG, WEIGHTS, of_folder, tar, zipped
 from tests.fake_vllm import FakeVLLM

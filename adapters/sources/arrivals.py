@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from adapters import archive, bucket, folder, hub, source, transfer
+from adapters import folder
 from adapters.errors import AdapterRejected, Unavailable
-from adapters.incoming import Draft, check_space, disk, write_all
-from adapters.member import Caps
-from adapters.progress import Progress, Stopped
-from adapters.web import WebFile
+from adapters.sources import archive, bucket, hub, source, transfer
+from adapters.sources.incoming import Draft, check_space, disk, write_all
+from adapters.sources.member import Caps
+from adapters.sources.progress import Progress, Stopped
+from adapters.sources.web import WebFile
 
 T = TypeVar("T")
 

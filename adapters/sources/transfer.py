@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Protocol
 
 from adapters.errors import AdapterRejected
-from adapters.incoming import check_space, write_all
-from adapters.progress import Progress
-from adapters.source import SourceUnavailable
+from adapters.sources.incoming import check_space, write_all
+from adapters.sources.progress import Progress
+from adapters.sources.source import SourceUnavailable
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 20.0

@@ -16,10 +16,10 @@ from urllib.parse import quote, urlsplit
 from adapters import folder
 from adapters.errors import AdapterRejected
 from adapters.http import httpx
-from adapters.progress import Progress
-from adapters.source import Hub, SourceRefused, SourceUnavailable, is_loopback
-from adapters.transfer import FIRST_PAUSE_S, FIRST_TRIES, Broken
-from adapters.web import WebFile, broken, http
+from adapters.sources.progress import Progress
+from adapters.sources.source import Hub, SourceRefused, SourceUnavailable, is_loopback
+from adapters.sources.transfer import FIRST_PAUSE_S, FIRST_TRIES, Broken
+from adapters.sources.web import WebFile, broken, http
 
 ENDPOINT = "https://huggingface.co"
 MAX_LISTING_BYTES = 16 * 1024 * 1024

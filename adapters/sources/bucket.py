@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from adapters.progress import Progress
-from adapters.source import Bucket, SourceRefused
-from adapters.transfer import Body, Broken, Missing
+from adapters.sources.progress import Progress
+from adapters.sources.source import Bucket, SourceRefused
+from adapters.sources.transfer import Body, Broken, Missing
 
 PIECE = 8 * 1024 * 1024
 TIMEOUTS = {"connect_timeout": 15, "read_timeout": 60}

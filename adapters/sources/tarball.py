@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, BinaryIO, Protocol, cast
 
-from adapters.member import PIECE, Caps, Member, damaged, unsafe
+from adapters.sources.member import PIECE, Caps, Member, damaged, unsafe
 
 _BLOCK = 512
 _LONG = 64 * 1024  # of one name or one set of extended attributes

@@ -16,9 +16,9 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from adapters.http import httpx
-from adapters.progress import Progress
-from adapters.source import SourceRefused, is_loopback
-from adapters.transfer import Body, Broken, Missing
+from adapters.sources.progress import Progress
+from adapters.sources.source import SourceRefused, is_loopback
+from adapters.sources.transfer import Body, Broken, Missing
 
 REDIRECTS = 8
 CONNECT_TIMEOUT_S = 15.0

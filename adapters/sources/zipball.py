@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from adapters.member import PIECE, Caps, Member, damaged, unsafe
+from adapters.sources.member import PIECE, Caps, Member, damaged, unsafe
 
 _ENCRYPTED = 0x1 | 0x40
 _TAKEN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)

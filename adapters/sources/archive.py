@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from adapters import folder, tarball, zipball
+from adapters import folder
 from adapters.errors import AdapterRejected, ServiceError
-from adapters.incoming import write_all
-from adapters.member import Caps, Member, damaged, unsafe
-from adapters.progress import Progress, Stopped
+from adapters.sources import tarball, zipball
+from adapters.sources.incoming import write_all
+from adapters.sources.member import Caps, Member, damaged, unsafe
+from adapters.sources.progress import Progress, Stopped
 
 _LIMITS: Mapping[str, int] = {folder.CONFIG: folder.MAX_CONFIG_BYTES, folder.WEIGHTS: folder.MAX_WEIGHTS_BYTES}
 _FINDER = re.compile(r"__MACOSX|\._.*|\.DS_Store")  # what macOS adds to every archive
