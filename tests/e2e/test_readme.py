@@ -160,6 +160,10 @@ def test_an_adapter_of_ones_own(newcomer: Newcomer) -> None:
     assert first[1] != second[1]
     back = newcomer.done(one(f"{LORAGATE} adapters rollback"))
     assert re.search(rf"^live +{first[1]}$", back, re.M)
+    newcomer.done(one(f"{LORAGATE} adapters canary").replace("0123456789ab", second[1]))
+    told = newcomer.done(one(f"{LORAGATE} adapters history"))
+    assert [word for word in ("canary 10 %", "rolled back", "promoted", "registered") if word in told] != []
+    assert told.index("canary 10 %") < told.index("rolled back") < told.index("promoted")
     newcomer.done(f"{LORAGATE} adapters remove support")
 
 
