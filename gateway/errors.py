@@ -115,6 +115,12 @@ class Overloaded(Unavailable):
     code = "overloaded"
 
 
+class UpstreamUnavailable(Overloaded):
+    """No replica is ready at all."""
+
+    code = "no_engine_ready"
+
+
 class ModelLoading(Unavailable):
     code = "model_loading"
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from adapters.errors import ServiceError
 from gateway.errors import ModelLoading, Overloaded, ShuttingDown, UpstreamError, UpstreamTimeout
+from gateway.errors import UpstreamUnavailable as UpstreamUnavailable
 from gateway.metrics import Metrics, add
 from gateway.settings import Settings
 from gateway.v1 import fields, wire
@@ -406,12 +407,6 @@ class Proxy:
         if (left or x.meter is not None) and not x.stream and work.reservation is not None:
             return work.prompt_guess, work.reservation.tokens - work.prompt_guess
         return (work.prompt_guess, 0) if left or work.code == "200" else (0, 0)
-
-
-class UpstreamUnavailable(Overloaded):
-    """No replica is ready at all."""
-
-    code = "no_engine_ready"
 
 
 class _Elsewhere(ServiceError):

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
-from gateway.errors import ModelNotFound
+from gateway.errors import ModelNotFound, UpstreamUnavailable
 from gateway.settings import Health
 from gateway.v1.snapshot import Key, Snapshot, Target
 from gateway.v1.upstream import Upstream
@@ -176,9 +176,12 @@ class Fleet:
 def resolve(snapshot: Snapshot, key: Key, model: str) -> Target:
     """The weights that `model` means for this key: a listed name, or `name@<12 hex>`; ModelNotFound.
 
-    A model that the key may not see is answered like one that does not exist.
+    A model that the key may not see is answered like one that does not exist. UpstreamUnavailable until an engine has
+    said what it serves: before that nothing is known to exist or not to, and nobody tries again after a 404.
     """
     target = snapshot.models.get(model) or snapshot.versions.get(model)
+    if target is None and snapshot.base is None:
+        raise UpstreamUnavailable("No engine is ready. GET /readyz says why.", retry_after_s=5)
     if target is None or (key.models is not None and target.name not in key.models):
         raise ModelNotFound(
             f"The model `{model[:128]}` does not exist or this key may not use it. GET /v1/models lists what it may.",
