@@ -95,6 +95,7 @@ class Reconciler:
         self._running = False
         self._evictions_gone = 0
         self._pool: EngineModel | None = None
+        self._expected: str | None = None  # the base of what is live, where it is not known yet what is served
         self._wanted_count = 0
         self.residency: Mapping[str, ReplicaView] = MappingProxyType({})
         self._publish()
@@ -231,6 +232,9 @@ class Reconciler:
     async def tick(self, url: str) -> None:
         """One turn at one engine: ask, compare with the registry, load and unload what differs. Never raises for it."""
         replica = self._replicas[url]
+        if self._pool is None and self._expected is None:
+            with suppress(ServiceError):
+                self._expected = await self._db.read(store.usual_base)
         await replica.probe()
         view = self.residency.get(url)
         if replica.base is None or view is None or view.state is not ReplicaState.READY:
@@ -338,10 +342,18 @@ class Reconciler:
             self._on_change()
 
     def _judge(self) -> None:
-        """Hold the pool to one base: the one it has while any engine still serves it, else the first one seen."""
+        """Hold the pool to one base: the one it has while any engine still serves it, else the first one seen.
+
+        At first the one that the live adapters were made for, unless no engine that can be asked serves it.
+        """
         reachable = [replica for replica in self._replicas.values() if replica.reachable and replica.base is not None]
-        if self._pool is None or not any(_same(replica.base, self._pool) for replica in reachable):
-            self._pool = reachable[0].base if reachable else self._pool
+        first = [replica for replica in reachable if replica.base and replica.base.id == self._expected]
+        asked = self._expected is None or all(replica.probed.is_set() for replica in self._replicas.values())
+        if self._pool is None:
+            chosen = first or (reachable if asked else [])
+            self._pool = chosen[0].base if chosen else None
+        elif reachable and not any(_same(replica.base, self._pool) for replica in reachable):
+            self._pool = reachable[0].base
         for replica in reachable:
             replica.refusal = "" if _same(replica.base, self._pool) else _differs(replica.base, self._pool)
 

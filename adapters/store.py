@@ -348,6 +348,13 @@ def pinned(conn: sa.Connection) -> frozenset[str]:
     return frozenset(conn.execute(sa.select(versions.c.engine_name).where(versions.c.wish == Wish.LOADED)).scalars())
 
 
+def usual_base(conn: sa.Connection) -> str | None:
+    """The base that most live versions were made for; None where none was made for a known one."""
+    live = (adapters.c.name == versions.c.name) & (adapters.c.live == versions.c.version)
+    query = sa.select(versions.c.base).join(adapters, live).where(versions.c.base.is_not(None))
+    return conn.execute(query.group_by(versions.c.base).order_by(sa.func.count().desc()).limit(1)).scalar()
+
+
 def without_part(conn: sa.Connection, engine_names: Collection[str]) -> frozenset[str]:
     """Which of `engine_names` the registry holds for nothing: neither live, canary, previous nor pinned."""
     part = (
