@@ -17,7 +17,7 @@ from gateway.local import hardware
 from gateway.local.platforms import engine_kind
 from tests.e2e import fleet_adapters
 from tests.e2e.fleet_soak import Soak, soak
-from tests.e2e.fleet_traffic import Answered
+from tests.e2e.fleet_traffic import BASE, Answered
 
 
 def fleet(place: Place, *, seconds: float, callers: int) -> str:
@@ -59,7 +59,7 @@ def report(soak: Soak) -> str:
     loads, load_s = (total(metrics, f"loragate_adapter_load_seconds_{part}") for part in ("count", "sum"))
     half = within(metrics, "loragate_adapter_load_seconds", 0.5)
     misses = total(metrics, "loragate_adapter_misses_total")
-    adapted = [each for each in good if each.asked.name != "demo-base"]
+    adapted = [each for each in answers if each.asked.name != BASE]
     lines = [
         f"traffic              {soak.seconds:.0f} s, {len(answers)} requests ({len(answers) / soak.seconds:.1f}/s)",
         f"wrong answers        {len(soak.ledger.wrong)}",

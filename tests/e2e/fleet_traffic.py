@@ -23,6 +23,7 @@ BASE_SHARE = 0.08
 EXACT_SHARE = 0.05  # of those for an adapter: `name@version` instead of `name`
 USERS = 40
 MAX_TOKENS = 20
+BACK_OFF_S = 0.2  # after a failure: who is refused at once would otherwise ask a thousand times a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,10 @@ class Callers:
 
     async def _one(self) -> None:
         while not self._stopped.is_set():
-            self._ledger.keep(await self.ask(self._draw()))
+            answer = await self.ask(self._draw())
+            self._ledger.keep(answer)
+            if answer.error:
+                await asyncio.sleep(BACK_OFF_S)
 
     def _draw(self) -> Asked:
         chance = self._chance
