@@ -17,10 +17,11 @@ from types import MappingProxyType
 
 import sqlalchemy as sa
 
-from adapters import store
+from adapters import revision, store
 from adapters.db import Database
 from adapters.engine import EngineClient, EngineModel
 from adapters.errors import EngineError, NotProven, Saturated, ServiceError, Unavailable
+from adapters.gateways import Alone, Gateways
 from adapters.replica import Prove, Replica, trusting
 from adapters.traffic import NoTraffic, Traffic
 from adapters.types import ReplicaState, ReplicaView, WantedVersion
@@ -38,6 +39,7 @@ class Wanted:
     known: frozenset[str]  # of what is resident or failed there: in the registry
     unload: frozenset[str]  # of what is resident there: once in the registry, removed since
     pinned: frozenset[str] = frozenset()
+    revision: int = 0  # of the registry that says so
     comparable: frozenset[str] = frozenset()  # of what is resident there: what another engine says of it is known
 
 
@@ -87,6 +89,7 @@ class Reconciler:
         self._clock = clock
         self._prove = prove
         self._traffic = traffic or NoTraffic()
+        self.gateways: Gateways = Alone()  # the others on this database, set by whoever finds them
         self._guards: Counter[str] = Counter()  # engine names that are about to answer
         self._replicas = {client.url: self._replica(client) for client in engines}
         self._wakes = {url: asyncio.Event() for url in self._replicas}
@@ -249,9 +252,11 @@ class Reconciler:
         self._publish()
         for name in todo.unload:
             with suppress(EngineError):  # logged by the client; the next turn tries again
-                await replica.unload(name)
+                if await self.gateways.done_with([name], wanted.revision):
+                    await replica.unload(name)
         with suppress(EngineError):
-            await replica.trim()
+            if not await self.gateways.present():  # what others have in flight is known only as it was
+                await replica.trim()
         await self._fill(replica, todo.load)
         for name in sorted(wanted.known & (replica.unproven() | (weak & wanted.comparable))):
             await replica.prove_again(name)
@@ -310,6 +315,7 @@ class Reconciler:
             known=store.known(conn, resident | failed),
             unload=store.removed(conn, resident),
             pinned=store.pinned(conn),
+            revision=revision.read(conn),
             comparable=store.with_proof(conn, weak),
         )
 

@@ -28,6 +28,11 @@ def hold(conn: sa.Connection) -> None:
     conn.execute(sa.select(revision.c.n).with_for_update())
 
 
+def read(conn: sa.Connection) -> int:
+    """The number of changes, as this transaction sees it."""
+    return int(conn.execute(sa.select(revision.c.n)).scalar_one())
+
+
 async def current(db: Database) -> int:
     """The number of changes so far."""
     return int(await db.look("SELECT n FROM revision WHERE id = 1"))

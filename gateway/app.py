@@ -107,7 +107,7 @@ async def open_gateway(
                 reconciler.wake()  # another gateway may have moved what engines should have
 
         refresher = Refresher(db, settings, swap=swap, base=loader.base_id, wall=wall)
-        heartbeat = await _open_heartbeat(db, loader, lambda: refresher.revision, stack)
+        heartbeat = await _open_heartbeat(db, loader, reconciler, lambda: refresher.revision, stack)
         adapters = _open_adapters(settings, db, reconciler, refresh.now, loader, heartbeat, stack)
         canaries = Canaries(adapters, metrics, clock)
         proxy.observe = canaries.observe
@@ -185,13 +185,14 @@ async def _open_database(settings: Settings, stack: AsyncExitStack) -> Database:
 
 
 async def _open_heartbeat(
-    db: Database, loader: Loader, revision: Callable[[], int], stack: AsyncExitStack
+    db: Database, loader: Loader, reconciler: Reconciler, revision: Callable[[], int], stack: AsyncExitStack
 ) -> Heartbeat | None:
     """Before the first look at the registry: whoever removes something from then on knows of this gateway."""
     if not db.shared:
         return None
     heartbeat = await stack.enter_async_context(Heartbeat(db, loader, os.urandom(8).hex(), revision))
     loader.used_elsewhere = lambda: heartbeat.used_elsewhere
+    reconciler.gateways = heartbeat
     return heartbeat
 
 

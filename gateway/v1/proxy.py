@@ -211,12 +211,13 @@ class Proxy:
         fleet = self.fleet
         if not fleet.any_ready() and self.clock() >= fleet.expected_until:
             raise UpstreamUnavailable("No engine is ready. GET /readyz says why.", retry_after_s=5)
-        if fleet.pick(target) is None:
-            await self._ensure_loaded(target)
-        replica = fleet.pick(target)
-        if replica is None:
-            raise ModelLoading(f"The model `{target.name}` is being loaded. Try again shortly.", retry_after_s=2)
-        return replica
+        for _ in range(LOST_AGAIN):
+            if fleet.pick(target) is None:
+                await self._ensure_loaded(target)
+            replica = fleet.pick(target)
+            if replica is not None:
+                return replica
+        raise ModelLoading(f"The model `{target.name}` is being loaded. Try again shortly.", retry_after_s=2)
 
     def _send(self, x: Exchange, work: Work, replica: Replica, body: bytes, stream: bool) -> None:
         x.stream, work.replica = stream, replica
