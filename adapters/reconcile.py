@@ -175,6 +175,12 @@ class Reconciler:
             )
         await replica.load(engine_name, wait_s=wait_s)
 
+    def pin(self, engine_name: str) -> None:
+        """From now on it is put out of no engine; the loops read what is pinned only at their next turn."""
+        for replica in self._replicas.values():
+            replica.pinned |= {engine_name}
+        self._publish()
+
     def room(self, url: str) -> int:
         """How dear one more adapter is at `url`: 0 there is room, 1 an idle one has to go, 2 all are in use."""
         replica = self._replicas.get(url)

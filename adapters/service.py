@@ -219,10 +219,19 @@ class AdapterService:
             store.set_wish(conn, version, Wish.LOADED, at, by=by, why=why)
 
         await self._db.write(pin)
+        self._reconciler.pin(version.engine_name)
 
     async def unload(self, name: str, version: str, *, by: str = OPERATOR, why: str = "") -> Adapter:
-        """Free `version` in every engine until it is asked for again; NotFound, Conflict where it is live."""
+        """Free `version` in every engine until it is asked for again; what answers callers is only kept no longer.
+
+        NotFound, Conflict for what answers callers and was not to be kept.
+        """
         found, at = await self._one(name, version), self._clock()
+        if found.state in (VersionState.LIVE, VersionState.CANARY) and await self._db.write(
+            lambda conn: store.set_wish(conn, found, Wish.AUTO, at, by=by, why=why)
+        ):
+            self._reconciler.wake()
+            return await self.show(name)
         if found.state is VersionState.LIVE:
             raise Conflict(f"{name}@{version} is live. Promote another version before unloading it.", param="version")
         if found.state is VersionState.CANARY:

@@ -73,6 +73,9 @@ class Wish(StrEnum):
     UNLOADED = "unloaded"
 
 
+_WISHED = {Wish.AUTO: "kept no longer", Wish.LOADED: "kept loaded", Wish.UNLOADED: "unloaded"}
+
+
 def find(conn: sa.Connection, name: str) -> Adapter:
     """One adapter with its versions, newest first; NotFound."""
     found = _adapters(conn, sa.select(adapters).where(adapters.c.name == name))
@@ -248,12 +251,13 @@ def lineage(conn: sa.Connection, engine_name: str) -> str | None:
 
 def set_wish(
     conn: sa.Connection, version: Version, wish: Wish, at: float, *, by: str = "operator", why: str = ""
-) -> None:
-    """Remember what an operator asked of `version`; requests do not see it, so no bump."""
+) -> bool:
+    """Remember what an operator asked of `version`; False where that is no news. Requests do not see it: no bump."""
     key = (versions.c.name == version.name) & (versions.c.version == version.version)
     done = conn.execute(sa.update(versions).where(key, versions.c.wish != wish).values(wish=wish))
     if done.rowcount:
-        record(conn, at, "kept loaded" if wish is Wish.LOADED else "unloaded", version, by=by, why=why)
+        record(conn, at, _WISHED[wish], version, by=by, why=why)
+    return bool(done.rowcount)
 
 
 def _wish_anew(conn: sa.Connection, version: Version) -> None:

@@ -64,6 +64,7 @@ class Scripted:
     delay: float
     size: int
     location: str
+    undone: bool = False  # what was asked for is not done
 
     def matches(self, path: str, model: str | None, *, inference: bool) -> bool:
         """Without a path only inference requests are spoilt; with one, exactly that path."""

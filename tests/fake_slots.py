@@ -79,7 +79,13 @@ class Slots:
         _less(self.running, loaded)
 
     def step(self) -> None:
-        """One of the steps that an engine makes all the time: what runs is used, and read again where it has to be."""
+        """One of the steps that an engine makes all the time: what runs is used, and read again where it has to be.
+
+        It dies of two loads of one name in one batch: unloaded and loaded again while a request of before runs.
+        """
+        names = [loaded.name for loaded in self.running]
+        if len(set(names)) < len(names):
+            raise EngineDied(f"two loads of one name in one batch: {sorted(names)}")
         for loaded in self.running:
             if loaded.number not in self.memory:
                 self.reads += 1

@@ -24,7 +24,7 @@ from tests.fake_answers import problem
 from tests.fake_faults import Fault, Scripted, misbehave
 from tests.fake_routes import INFERENCE, Routes, parsed
 from tests.fake_slots import EngineDied, Loaded, Slots
-from tests.fake_wire import Connection, Seen
+from tests.fake_wire import Connection, Reply, Seen
 
 __all__ = ["FakeVLLM", "Fault", "Seen"]
 
@@ -206,10 +206,12 @@ class FakeVLLM:
         delay: float = 0.02,
         size: int = 0,
         location: str = "http://127.0.0.1:9/canary",
+        undone: bool = False,
     ) -> None:
         """Spoil the next `times` matching requests (None: all of them); scripts are used up in order.
 
-        `path` None means inference routes only. What `after`, `status`, … do is said beside each `Fault`.
+        `path` None means inference routes only. undone: what was asked for is not done either. What `after`, `status`,
+        … do is said beside each `Fault`.
         """
         if fault is Fault.REFUSE:
             self._refuse()
@@ -217,7 +219,7 @@ class FakeVLLM:
         if fault is Fault.STATUS and body is None:
             body = problem("The engine is busy.", "InternalServerError", status).body
         self._script.append(
-            Scripted(fault, times, path, model, after, status, body, list(headers), delay, size, location)
+            Scripted(fault, times, path, model, after, status, body, list(headers), delay, size, location, undone)
         )
 
     def heal(self) -> None:
@@ -286,8 +288,11 @@ class FakeVLLM:
         gate = next((gate for word, gate in self.gates.items() if word.encode() in seen.body), None)
         try:
             async with self._slot(model if seen.path in INFERENCE else None) as (used, weights):
+                if what is not None and what.undone:
+                    return await misbehave(connection, Reply(), what, keep_alive=seen.keep_alive)
                 reply = self._routes.reply(seen, body, live=self.live, fails_after=fails, used=used, weights=weights)
                 if what is None:
+                    gate = gate if reply.status == 200 else None
                     await connection.reply(reply, keep_alive=seen.keep_alive, gate=gate)
                 else:
                     await misbehave(connection, reply, what, keep_alive=seen.keep_alive)

@@ -150,3 +150,17 @@ async def test_more_copies_than_slots_need_no_files(tmp_path: Path, folders: dic
             shutil.rmtree(folder)
         assert [_text(await _ask(http, name)) for name in "abcd"] == [f"{name}: x" for name in "abcd"]
         assert engine.slots.reads == 0
+
+
+async def test_two_loads_of_one_name_in_one_batch_kill_it(
+    engine: FakeVLLM, http: httpx.AsyncClient, folders: dict[str, Path]
+) -> None:
+    engine.gates["hold"] = asyncio.Event()
+    await _load(http, folders["a"])
+    held = asyncio.create_task(_ask(http, "a", "hold"))
+    await engine.working(1)
+    await _unload(http, "a")
+    await _load(http, folders["a"])
+    ends = await asyncio.gather(_ask(http, "a"), held, return_exceptions=True)
+    assert [type(end) for end in ends] == [httpx.RemoteProtocolError] * 2
+    engine.deaths.clear()
