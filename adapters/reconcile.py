@@ -52,16 +52,18 @@ class Plan:
     foreign: frozenset[str]  # only reported
 
 
-def plan(wanted: Wanted, resident: Collection[str], waiting: Collection[str], base: str | None) -> Plan:
+def plan(
+    wanted: Wanted, resident: Collection[str], listed: Collection[str], waiting: Collection[str], base: str | None
+) -> Plan:
     """Pure: from what is wanted and what is seen to what to do. `waiting` failed too recently to be tried again."""
-    here = frozenset(resident)
+    here, there = frozenset(resident), frozenset(listed)
     load = tuple(
         each.engine_name
         for each in wanted.load
         if each.engine_name not in here and each.engine_name not in waiting and each.base in (None, base)
     )
-    unload = wanted.unload & here
-    return Plan(load, tuple(sorted(unload)), here - wanted.known - unload)
+    unload = wanted.unload & there
+    return Plan(load, tuple(sorted(unload)), there - wanted.known - unload)
 
 
 class Reconciler:
@@ -182,7 +184,10 @@ class Reconciler:
         self._publish()
 
     def room(self, url: str) -> int:
-        """How dear one more adapter is at `url`: 0 there is room, 1 an idle one has to go, 2 all are in use."""
+        """How dear one more adapter is at `url`: 0 there is room, 1 an idle one has to go, 2 all are in use.
+
+        3: all are pinned or somebody else's, so waiting is in vain.
+        """
         replica = self._replicas.get(url)
         return replica.room() if replica is not None else 2
 
@@ -205,7 +210,7 @@ class Reconciler:
     def lost(self, engine_name: str, url: str) -> None:
         """The engine itself said that it does not have it: it was restarted since it was last asked."""
         if url in self._replicas:
-            self._replicas[url].resident -= {engine_name}
+            self._replicas[url].lost(engine_name)
             self._wakes[url].set()  # whatever else it had is gone too
 
     async def load_on(self, engine_name: str, like: str | None = None, *, wait_s: float | None = 0.0) -> Outcomes:
@@ -236,7 +241,7 @@ class Reconciler:
         await self.unload_everywhere(engine_name)
         ready = self._ready()
         await asyncio.gather(*(replica.probe() for replica in ready))
-        return tuple(replica.url for replica in ready if engine_name in replica.resident)
+        return tuple(replica.url for replica in ready if engine_name in replica.listed)
 
     async def tick(self, url: str) -> None:
         """One turn at one engine: ask, compare with the registry, load and unload what differs. Never raises for it."""
@@ -248,17 +253,17 @@ class Reconciler:
         view = self.residency.get(url)
         if replica.base is None or view is None or view.state is not ReplicaState.READY:
             return
-        resident, failed, weak = replica.resident | replica.elsewhere, replica.failed, replica.unproven(weak_too=True)
-        wanted = await self._db.read(lambda conn: self._wanted(conn, resident, failed, weak))
+        listed, failed, weak = replica.listed | replica.elsewhere, replica.failed, replica.unproven(weak_too=True)
+        wanted = await self._db.read(lambda conn: self._wanted(conn, listed, failed, weak))
         self._wanted_count = len(wanted.load)
         replica.forget_failures(failed - wanted.known)
         replica.pinned = wanted.pinned
-        todo = plan(wanted, replica.resident, replica.waiting(), replica.base.id)
-        replica.foreign = todo.foreign | (replica.elsewhere - wanted.known)
+        todo = plan(wanted, replica.resident, replica.listed, replica.waiting(), replica.base.id)
+        replica.disown(todo.foreign | (replica.elsewhere - wanted.known))
         self._publish()
         for name in todo.unload:
             with suppress(EngineError):  # logged by the client; the next turn tries again
-                if await self.gateways.done_with([name], wanted.revision):
+                if not self._traffic.in_use(name) and await self.gateways.done_with([name], wanted.revision):
                     await replica.unload(name)
         with suppress(EngineError):
             if not await self.gateways.present():  # what others have in flight is known only as it was

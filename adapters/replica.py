@@ -1,8 +1,9 @@
-"""What is known of one engine, and the loads, proofs and evictions there: one at a time, one per name.
+"""What is known of one engine, and the loads and proofs there: one at a time, one per name.
 
-An engine lists at most `capacity` names. Real vLLM 0.32 (tried) puts weights out of its slots in the order of their
-last use and goes on listing the name; a request for it makes the engine read the files again between two steps, and
-it dies where they are gone. So what is listed is kept to what the slots hold, in the same order.
+`listed` is what the engine lists, `resident` what is counted as in its slots: at most `capacity` names. Real vLLM
+0.32 (tried) puts weights out of its slots by itself, in the order of their last use, and reads them again when they
+are asked for, as fast as a load. So putting out is counted here and not told: an unload frees nothing there, and a
+name that is unloaded and loaded again while requests of before still run ends the engine.
 The only mutable state of this room; changed by adapters/reconcile.py alone. Must not know the registry.
 """
 
@@ -23,6 +24,7 @@ from adapters.types import ReplicaState, ReplicaView
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 30.0
 PATIENCE_S = 1.0  # whoever waits longer for room has a busy adapter run dry
+LISTED_MAX = 256  # names beyond which an engine forgets those unused for the longest time: its list is asked for often
 DISTRUST_S = 300.0  # weights that did not prove themselves are tried again after so long
 
 # Asks the engine to show that it answers with the weights; NotProven, EngineError. False: only for lack of contrary
@@ -58,6 +60,7 @@ class Replica:
         self.url = client.url
         self.base: EngineModel | None = None
         self.base_names: frozenset[str] = frozenset()  # the base's id and its aliases
+        self.listed: frozenset[str] = frozenset()  # without `elsewhere` and what is distrusted
         self.resident: frozenset[str] = frozenset()
         self.foreign: frozenset[str] = frozenset()  # set by the reconciler, which knows the registry
         self.pinned: frozenset[str] = frozenset()  # likewise: never put out
@@ -79,6 +82,7 @@ class Replica:
         self._moves = 0  # loads and unloads that ended; a model list asked for before one is stale
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, _Failure] = {}
+        self._cold: dict[str, None] = {}  # listed and put out, the longest unused first
         self._claimed: set[str] = set()  # taken from `elsewhere` once: whoever insists may have it
         self._proven: dict[str, bool] = {}  # in this life of the engine; False: not against anything yet
         self._distrusted: set[str] = set()  # listed there or not: no request goes to them
@@ -96,6 +100,7 @@ class Replica:
             root=self.base.root if self.base else None,
             max_model_len=self.base.max_model_len if self.base else None,
             resident=self.resident,
+            listed=self.listed,
             loading=frozenset(self._loads),
             failed=MappingProxyType({name: failure.reason for name, failure in self._failures.items()}),
             foreign=self.foreign,
@@ -138,11 +143,18 @@ class Replica:
             and model.root not in (None, self.client.path(model.id))
             and model.id not in self._claimed
         )
-        before, self.resident = self.resident, listed - self.elsewhere - self._distrusted
+        before, self.listed = self.listed, listed - self.elsewhere - self._distrusted
         if before and not before & listed:  # restarted between two looks
             self._proven.clear()
-        for name in before - listed:  # somebody else put it out, and may have brought another in under its name
+        for name in before - listed:  # somebody else unloaded it, and may have brought another in under its name
             self._proven.pop(name, None)
+            self._cold.pop(name, None)
+        self.resident &= self.listed
+        for name in sorted(self.listed - before - self.foreign):  # loaded by others, or before this gateway came
+            if is_engine_name(name) and self._free() > 0:
+                self.resident |= {name}
+            else:
+                self._cold[name] = None
 
     async def load(self, engine_name: str, *, wait_s: float | None = 0.0) -> None:
         """Have `engine_name` resident and proven; callers that come while it loads share that load.
@@ -189,11 +201,26 @@ class Replica:
             self._distrusted.discard(engine_name)
         self._changed()
 
+    def lost(self, engine_name: str) -> None:
+        """The engine says that it does not know it."""
+        self.resident -= {engine_name}
+        self.listed -= {engine_name}
+        self._cold.pop(engine_name, None)
+
+    def disown(self, foreign: frozenset[str]) -> None:
+        """These are not in the registry: they are nobody's business here."""
+        self.foreign = foreign
+        self.resident -= foreign
+        for name in foreign & self._cold.keys():
+            del self._cold[name]
+
     async def trim(self) -> None:
-        """Put out what is listed beyond the capacity, as far as it is idle: others may load there too. EngineError."""
-        async with self._serial:
-            while self._free() < 0 and await self._put_out():
-                pass
+        """Have the engine forget what has been unused for the longest time, where it lists very many. EngineError."""
+        most = max(LISTED_MAX, 2 * (self.client.capacity or 0))
+        for name in list(self._cold)[: max(0, len(self.listed) - most)]:
+            async with self._serial:
+                if name in self._cold and name not in self.foreign and not self._traffic.in_use(name):
+                    await self._forget(name)
 
     async def prove_again(self, engine_name: str) -> None:
         """Ask for the proof of what is listed there already: loaded before this gateway knew the engine. Never raises.
@@ -217,10 +244,12 @@ class Replica:
         self._room.set()
 
     def room(self) -> int:
-        """How dear one more adapter is: 0 there is room, 1 an idle one has to go, 2 all are in use."""
+        """How dear one more adapter is: 0 there is room, 1 an idle one has to go, 2 all are in use, 3 all stay."""
         if self._free() > 0:
             return 0
-        return 2 if self._victim() is None else 1
+        if self._victim() is not None:
+            return 1
+        return 2 if self.resident - self.pinned else 3
 
     def waiting(self) -> frozenset[str]:
         """Names whose last load failed so recently that it is not tried again yet."""
@@ -270,28 +299,34 @@ class Replica:
     async def _load_where_room(self, engine_name: str, *, evict: bool) -> bool:
         """False where there is no room and nobody to put out."""
         async with self._serial:
-            if self._free() <= 0 and not (evict and await self._put_out()):
+            if engine_name not in self.resident and self._free() <= 0 and not (evict and self._put_out()):
                 return False
-            try:
-                if engine_name in self.elsewhere:
-                    self._claimed.add(engine_name)
-                    await self.client.unload(engine_name)
-                await self.client.load(engine_name)
-            finally:
-                self._moves += 1
-            self._distrusted.discard(engine_name)
+            if engine_name not in self.listed:
+                await self._bring(engine_name)
             if engine_name not in self._proven and self.base is not None:
                 await self._demand_proof(engine_name, self.base.id)
             self.resident |= {engine_name}
-            self.elsewhere -= {engine_name}
+            self._cold.pop(engine_name, None)
             return True
+
+    async def _bring(self, engine_name: str) -> None:
+        try:
+            if engine_name in self.elsewhere:
+                self._claimed.add(engine_name)
+                await self.client.unload(engine_name)
+            await self.client.load(engine_name)
+        finally:
+            self._moves += 1
+        self._distrusted.discard(engine_name)
+        self.elsewhere -= {engine_name}
+        self.listed |= {engine_name}
 
     async def _load_after_others(self, engine_name: str, wait_s: float) -> None:
         """Wait until something here is idle and may be put out; Saturated."""
         until = asyncio.get_running_loop().time() + wait_s
         self._traffic.waits(self.url)
         try:
-            while asyncio.get_running_loop().time() < until:
+            while asyncio.get_running_loop().time() < until and self.room() < 3:
                 self._room.clear()
                 try:
                     async with asyncio.timeout(PATIENCE_S):
@@ -311,24 +346,22 @@ class Replica:
     def _free(self) -> int:
         if self.client.capacity is None:
             return 1
-        ours = len((self.resident | self.elsewhere) - self.foreign)
-        return max(1, self.client.capacity - len(self.foreign)) - ours
+        return self.client.capacity - len(self.resident)
 
-    async def _put_out(self) -> bool:
+    def _put_out(self) -> bool:
         """Make room by one; False where nothing may go."""
         victim = self._victim()
         if victim is None:
             return False
         self.evictions += 1
         self.resident -= {victim}
+        self._cold[victim] = None
         self._changed()  # no request is sent to it from here on
-        await self._forget(victim)
         return True
 
     def _victim(self) -> str | None:
-        """Whom to put out: what is idle for the longest time and neither pinned, nor about to answer, nor foreign."""
-        kept = self.pinned | self.foreign
-        for name in self._traffic.idle(self.url, self.resident - kept):
+        """Whom to put out: what is idle for the longest time and neither pinned nor about to answer."""
+        for name in self._traffic.idle(self.url, self.resident - self.pinned):
             if not self._guarded(name):
                 return name
         return None
@@ -337,11 +370,13 @@ class Replica:
         try:
             self._proven[engine_name] = await self._prove(self.client, base, engine_name)
         except ServiceError:
-            self._distrusted.add(engine_name)  # also if it cannot be unloaded now
+            self._distrusted.add(engine_name)  # no request is sent to it from here on
             self.resident -= {engine_name}
-            self._changed()  # no request is sent to it from here on
-            with suppress(ServiceError):
-                await self._forget(engine_name)
+            self.listed -= {engine_name}
+            self._changed()
+            if not self._traffic.in_use(engine_name):
+                with suppress(ServiceError):
+                    await self._forget(engine_name)
             raise
 
     async def _forget(self, engine_name: str) -> None:
@@ -352,7 +387,7 @@ class Replica:
             raise
         finally:
             self._moves += 1
-        self.resident -= {engine_name}
+        self.lost(engine_name)
         self.freed()
 
     def _fail(self, engine_name: str, error: ServiceError) -> None:
@@ -366,7 +401,8 @@ class Replica:
     def _lose(self, reason: str) -> None:
         """An engine that comes back may have been restarted: nothing that it had is taken for granted."""
         self.reachable, self._reason = False, reason
-        self.resident = self.foreign = self.elsewhere = frozenset()
+        self.resident = self.listed = self.foreign = self.elsewhere = frozenset()
+        self._cold.clear()
         self._claimed.clear()
         self._proven.clear()
         self._distrusted.clear()

@@ -237,6 +237,8 @@ class AdapterService:
         if found.state is VersionState.CANARY:
             raise Conflict(f"{name}@{version} is the canary. End the canary before unloading it.", param="version")
         await self._db.write(lambda conn: store.set_wish(conn, found, Wish.UNLOADED, at, by=by, why=why))
+        if not await self._swap.at_rest(found.engine_name):
+            raise Conflict(f"Requests still run on {name}@{version}. Try again when they have ended.")
         _raise_first(await self._reconciler.unload_everywhere(found.engine_name), "Try again.")
         return await self.show(name)
 

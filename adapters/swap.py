@@ -65,11 +65,14 @@ class Swap:
             self._start(self._retire(name))
 
     async def discard(self, engine_names: Collection[str]) -> None:
-        """Unload what the registry no longer knows and delete its files: now, or once no request can want them."""
+        """Unload what the registry no longer knows and delete its files: now, or once no request can want them.
+
+        Not before that: a name that is unloaded under a running request and loaded again ends the engine (tried).
+        """
         since = await revision.current(self._db)
-        for name in sorted(engine_names):
-            await self._reconciler.unload_everywhere(name)
         if await self._unused(engine_names, since):
+            for name in sorted(engine_names):
+                await self._reconciler.unload_everywhere(name)
             await self._delete(engine_names)
         else:
             self._start(self._discard_later(frozenset(engine_names), since))
@@ -77,6 +80,12 @@ class Swap:
     def discard_later(self, engine_names: Collection[str]) -> None:
         """The same, without waiting for anything now: what another gateway may still be at."""
         self._start(self._discard_later(frozenset(engine_names), None))
+
+    async def at_rest(self, engine_name: str) -> bool:
+        """Wait until no request runs on it, for a while; whether that came."""
+        since = await revision.current(self._db)
+        await self._until_unused([engine_name], since, ROOM_S)
+        return await self._unused([engine_name], since)
 
     async def _retire(self, engine_name: str) -> None:
         with suppress(ServiceError):
@@ -93,7 +102,6 @@ class Swap:
             await self._until_unused(engine_names, since, ENDLESS_S)
             known = await self._db.read(lambda conn: store.known(conn, engine_names))
             for name in sorted(engine_names - known):
-                # Again: a request of before may have had it loaded, and what it left has reached the engine by then.
                 await self._reconciler.unload_everywhere(name)
             await self._delete(engine_names)
 

@@ -23,7 +23,8 @@ class VersionState(StrEnum):
 class PlacementState(StrEnum):
     """What one engine says about one version."""
 
-    RESIDENT = "resident"
+    RESIDENT = "resident"  # in its slots
+    STANDBY = "standby"  # known to the engine, which reads the weights again when they are asked for
     LOADING = "loading"
     FAILED = "failed"  # `reason` says why; tried again with back-off while it is wanted
     ABSENT = "absent"
@@ -159,10 +160,11 @@ class ReplicaView:
     base: str | None = None  # public id of its base model
     root: str | None = None  # its --model string
     max_model_len: int | None = None  # tokens
-    resident: frozenset[str] = frozenset()  # engine names, ours and foreign
+    resident: frozenset[str] = frozenset()  # engine names counted as in its slots
+    listed: frozenset[str] = frozenset()  # engine names it knows, ours and foreign
     loading: frozenset[str] = frozenset()
     failed: Mapping[str, str] = field(default_factory=dict)  # engine name → reason
-    foreign: frozenset[str] = frozenset()  # resident, but not in the registry
+    foreign: frozenset[str] = frozenset()  # listed, but not in the registry
     slots: int | None = None  # adapters it computes with at once; None: it does not say
     capacity: int | None = None  # adapters it holds; None: no bound is known
     pinned: frozenset[str] = frozenset()
@@ -181,6 +183,8 @@ class ReplicaView:
             return Placement(self.url, PlacementState.RESIDENT)
         if engine_name in self.loading:
             return Placement(self.url, PlacementState.LOADING)
+        if engine_name in self.listed:
+            return Placement(self.url, PlacementState.STANDBY)
         if engine_name in self.failed:
             return Placement(self.url, PlacementState.FAILED, self.failed[engine_name])
         return Placement(self.url, PlacementState.ABSENT, self.reason)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -140,7 +140,7 @@ class Loader:
         replica = self._replica(url)
         if replica is None:
             return ()
-        rest = [name for name in names if name not in replica.busy]
+        rest = [name for name in names if name not in replica.busy and name not in self._waiting]
         last = {name: number for number, name in enumerate(replica.used)}
         fresh = len(last)  # loaded and not asked for yet: the youngest
         others = self.used_elsewhere()
@@ -211,9 +211,8 @@ class Loader:
         return future
 
     def _tell(self, task: asyncio.Task[None], name: str, future: asyncio.Future[None]) -> None:
-        self._waiting[name] -= 1
-        if not self._waiting[name]:
-            del self._waiting[name]
+        # After whoever waits has been resumed: until its request is sent, nothing else says that the name is in use.
+        asyncio.get_running_loop().call_soon(asyncio.get_running_loop().call_soon, self._leave, name)
         if future.done():
             return
         if task.cancelled():
@@ -225,6 +224,11 @@ class Loader:
         else:
             future.set_exception(error)
             future.exception()  # a caller that left must not make it a warning
+
+    def _leave(self, name: str) -> None:
+        self._waiting[name] -= 1
+        if not self._waiting[name]:
+            del self._waiting[name]
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -293,12 +297,11 @@ class Loader:
         ready = {r.url: r for r in replicas if r.state is ReplicaState.READY}
         if reconciler is None or not ready:
             return 5
-        order = [url for url in self.homes(name, tuple(ready)) if name not in ready[url].resident]
+        order = self._order(name, ready, reconciler)
         if not order:
             return -1  # it is where it should be, and may not be sent there now
         wait_s = 0
-        by_room = sorted(order, key=reconciler.room)
-        for url in by_room:
+        for url in order:
             wait_s = await self._load(target, ready[url], 0.0)
             if not wait_s:
                 return 0
@@ -307,8 +310,20 @@ class Loader:
         if wait_s > 0:
             return wait_s
         left = until - asyncio.get_running_loop().time()
-        wait_s = await self._load(target, ready[by_room[0]], max(0.1, left))
+        wait_s = await self._load(target, ready[order[0]], max(0.1, left))
         return wait_s if wait_s >= 0 else 2
+
+    def _order(self, name: str, ready: Mapping[str, Replica], reconciler: Reconciler) -> list[str]:
+        """Where to load it, best first: its homes, or the least burdened of those near to it; then all others."""
+        order = [url for url in self.homes(name, tuple(ready)) if name not in ready[url].resident]
+        homes = sum(url in self.plan.homes.get(name, ()) for url in order)
+        if homes:
+            return [*sorted(order[:homes], key=reconciler.room), *order[homes:]]
+
+        def burden(url: str) -> tuple[int, int, int]:
+            return reconciler.room(url), self._wanting[url], ready[url].outstanding
+
+        return [*sorted(order[: placement.NEAR], key=burden), *order[placement.NEAR :]]
 
     async def _load(self, target: Target, replica: Replica, wait_s: float) -> int:
         """0 once `replica` has it, else the seconds until it is worth asking again; -1: there is no room."""
@@ -325,7 +340,6 @@ class Loader:
         except ServiceError as error:
             log.warning("%s could not be loaded on %s: %s", name, replica.url, error.message)
             return error.retry_after_s or 5
-        replica.resident |= {name}
         return 0
 
     def _freed(self, replica: Replica) -> None:

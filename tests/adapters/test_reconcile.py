@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from adapters import store
 from adapters.db import Database
 from adapters.errors import Conflict, EngineError, Unavailable
 from adapters.reconcile import Plan, Wanted, plan
-from adapters.types import PlacementState, ReplicaState, WantedVersion
+from adapters.replica import LISTED_MAX
+from adapters.types import PlacementState, ReplicaState, Version, VersionState, WantedVersion
 from tests.adapters.conftest import Clock, Rig, rigged
 from tests.adapters.folders import usual, write
 from tests.fake_vllm import FakeVLLM, Fault
@@ -39,7 +43,7 @@ def _wanted(*load: str, known: tuple[str, ...] = (), unload: tuple[str, ...] = (
     ],
 )
 def test_the_plan(wanted: Wanted, resident: tuple[str, ...], waiting: tuple[str, ...], expected: Plan) -> None:
-    assert plan(wanted, resident, waiting, "base") == expected
+    assert plan(wanted, resident, resident, waiting, "base") == expected
 
 
 async def _live(rig: Rig, tmp_path: Path, name: str = "a", seed: int = 0) -> str:
@@ -223,9 +227,9 @@ async def test_the_loop_outlives_what_nobody_thought_of(db: Database, tmp_path: 
         engine.script(Fault.STATUS, path="/v1/models", status=200, body=odd.encode())
         async with asyncio.timeout(30):
             rig.reconciler.wake()
-            await rig.until(lambda: "\ud800" in rig.reconciler.residency[engine.url].resident)
+            await rig.until(lambda: "\ud800" in rig.reconciler.residency[engine.url].listed)
             rig.reconciler.wake()
-            await rig.until(lambda: not rig.reconciler.residency[engine.url].resident)
+            await rig.until(lambda: not rig.reconciler.residency[engine.url].listed)
 
 
 async def test_weights_of_our_name_from_another_folder_are_replaced_by_ours(rig: Rig, tmp_path: Path) -> None:
@@ -255,6 +259,13 @@ async def test_who_waits_for_a_load_is_told_when_the_gateway_stops(rig: Rig, tmp
         await waiting
 
 
+def _insert(conn: sa.Connection, engine_name: str) -> None:
+    """A row without files, made for another base: known, and never loaded from here."""
+    name, _, version = engine_name.partition("@")
+    row = Version(name, version, version * 5, engine_name, "another", 8, 1, "", "", 1.0, VersionState.READY)
+    store.add(conn, row)
+
+
 async def _registered(rig: Rig, tmp_path: Path, *names: str, promote: bool = False) -> list[str]:
     """Engine names of new adapters."""
     made = []
@@ -273,21 +284,48 @@ async def test_registering_takes_room_from_nobody_and_promoting_from_the_idle(
         [third] = await _registered(rig, tmp_path, "c")
         assert set(engine.loaded) == {first, second}
         await rig.service.promote("c", third.rpartition("@")[2])
-        assert len(engine.loaded) == 2
-        assert third in engine.loaded
-        assert rig.reconciler.residency[engine.url].evictions == 1
+        view = rig.reconciler.residency[engine.url]
+        assert (len(view.resident), view.evictions) == (2, 1)
+        assert third in view.resident
+        [out] = {first, second} - view.resident
+        assert view.placement(out).state is PlacementState.STANDBY
+        loads = len(engine.loads)
+        await rig.reconciler.ensure(out, engine.url)  # it is listed there: nothing has to be said to the engine
+        assert out in rig.reconciler.residency[engine.url].resident
+        assert len(engine.loads) == loads
 
 
-async def test_what_others_loaded_beyond_the_slots_is_put_out(db: Database, tmp_path: Path, clock: Clock) -> None:
+async def test_of_what_others_loaded_only_what_fits_counts_as_in_the_slots(
+    db: Database, tmp_path: Path, clock: Clock
+) -> None:
     async with rigged(db, tmp_path / "adapters", clock, FakeVLLM(max_loras=2)) as rig:
         engine = rig.engines[0]
         names = await _registered(rig, tmp_path, "a", "b", "c", "d", promote=True)
+        await engine.restart()
+        await rig.reconciler.tick(engine.url)
         for name in names:
             engine.loaded[name] = str(rig.shelf.root / name)
-        await rig.service.load("b")
         await rig.reconciler.tick(engine.url)
-        assert len(engine.loaded) == 2
-        assert names[1] in engine.loaded
+        view = rig.reconciler.residency[engine.url]
+        assert (len(view.resident), view.listed) == (2, frozenset(names))
+
+
+async def test_an_engine_forgets_what_has_been_unused_for_the_longest_time_when_it_lists_too_many(
+    db: Database, tmp_path: Path, clock: Clock
+) -> None:
+    async with rigged(db, tmp_path / "adapters", clock, FakeVLLM(max_loras=2)) as rig:
+        engine = rig.engines[0]
+        [name] = await _registered(rig, tmp_path, "a", promote=True)
+        path = rig.shelf.root
+        more = [f"m@{number:012x}" for number in range(LISTED_MAX + 10)]
+        for each in more:
+            await rig.db.write(partial(_insert, engine_name=each))
+        for each in more:
+            engine.loaded[each] = str(path / each)
+        await rig.reconciler.tick(engine.url)
+        await rig.reconciler.tick(engine.url)
+        assert len(engine.loaded) == LISTED_MAX
+        assert name in engine.loaded
 
 
 async def test_pinned_adapters_leave_one_slot_to_all_others(db: Database, tmp_path: Path, clock: Clock) -> None:

@@ -45,11 +45,12 @@ def _followed(gateway: Running) -> tuple[Demand, Loader]:
 
 
 async def test_six_adapters_on_two_times_two_slots_all_answer_and_are_counted(tmp_path: Path) -> None:
-    async with _fleet(tmp_path, 2, 2) as (gateway, engines):
+    async with _fleet(tmp_path, 2, 2) as (gateway, _):
         for _ in range(10):
             for name in NAMES:
                 await _ask(gateway, name)
-        assert [len(engine.loaded) <= 2 for engine in engines] == [True, True]
+        replicas = gateway.started.gateway.proxy.fleet.replicas
+        assert [len(replica.resident) <= 2 for replica in replicas] == [True, True]
         demand, _ = _followed(gateway)
         await demand.turn()
         async with gateway.admin() as http:
@@ -73,7 +74,7 @@ async def test_what_is_asked_for_most_is_brought_to_its_further_homes_before_it_
         await _ask(gateway, NAMES[0], 40)
         name = next(n for engine in engines for n in engine.loaded if n.startswith(f"{NAMES[0]}@"))
         async with asyncio.timeout(20):
-            while not all(name in engine.loaded for engine in engines):
+            while not all(name in replica.resident for replica in gateway.started.gateway.proxy.fleet.replicas):
                 await demand.turn()
                 await asyncio.sleep(0.01)
         assert set(loader.plan.homes[name]) == {engine.url for engine in engines}

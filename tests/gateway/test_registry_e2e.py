@@ -73,7 +73,7 @@ async def test_weights_stay_on_disk_until_the_requests_of_before_are_over(tmp_pa
             await engine.working(1)
             assert (await admin.delete(f"{ADAPTERS}/support")).status_code == 200
             assert (await http.post(CHAT, json=ask(CHAT, model="support"))).status_code == 404
-            assert engine.loaded == {}
+            assert name in engine.loaded  # unloaded under a request and loaded again, it would end the engine (tried)
             assert folder.is_dir()
             await engine.restart()
             with_an_error: httpx.Response = await waiting
