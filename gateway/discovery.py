@@ -96,12 +96,12 @@ class Discovery:
 
     async def _watch(self, name: _Name) -> None:
         while True:
-            name.woken.clear()
             interval_s = min(self._interval_s, HURRY_S) if self._hurry() else self._interval_s
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval_s):
                     await name.woken.wait()
                     await asyncio.sleep(min(interval_s, HURRY_S) / 4)  # many may find the same one gone
+            name.woken.clear()
             if await self._look(name):
                 self._tell()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from gateway.discovery import Resolve, getaddrinfo
 from gateway.keys import Grant
 from gateway.server import Started, serve
 from gateway.settings import load
@@ -92,9 +93,17 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    data_dir: Path, engines: Sequence[FakeVLLM | str], /, *, ready: bool = True, **settings: Any
+    data_dir: Path,
+    engines: Sequence[FakeVLLM | str],
+    /,
+    *,
+    ready: bool = True,
+    resolve: Resolve = getaddrinfo,
+    **settings: Any,
 ) -> AsyncIterator[Running]:
     """A gateway over `engines`; settings: sections as in configs/gateway.yaml. Drained at the end.
+
+    resolve: how the names of engines are looked up.
 
     A new SQLite file comes with its tables: to make them takes as long as the rest of the start.
     """
@@ -116,7 +125,7 @@ async def running(
     async def on_started(started: Started) -> None:
         up.set_result(started)
 
-    serving = asyncio.create_task(serve(load({}, flags=flags), on_started=on_started, stop=stop))
+    serving = asyncio.create_task(serve(load({}, flags=flags), resolve=resolve, on_started=on_started, stop=stop))
     await asyncio.wait((serving, up), return_when=asyncio.FIRST_COMPLETED)
     if serving.done():
         serving.result()
