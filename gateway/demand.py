@@ -88,6 +88,7 @@ class Demand:
     async def turn(self) -> None:
         """Count what was asked for since the last turn, place anew, and bring what is missing."""
         self._count()
+        self._ahead = {url: task for url, task in self._ahead.items() if not task.done()}  # engines come and go
         ready = {u: v for u, v in self._reconciler.residency.items() if v.state is ReplicaState.READY}
         if len(ready) < 2:
             self._loader.plan = placement.EMPTY
@@ -130,6 +131,7 @@ class Demand:
     def _now(self) -> _Totals:
         loads = self._metrics.adapter_load_seconds
         evictions = sum(view.evictions for view in self._reconciler.residency.values())
+        evictions += self._reconciler.evictions_gone
         return _Totals(self._asked, self._metrics.adapter_misses, sum(loads.counts), loads.total, evictions)
 
     def _bring_ahead(self, url: str, view: ReplicaView, plan: Plan) -> None:
