@@ -87,7 +87,9 @@ async def gateway(engines: Sequence[Replica], directory: Path) -> AsyncIterator[
         )
     admin = f"http://127.0.0.1:{own[1]}"
     try:
-        async with httpx.AsyncClient(base_url=admin, trust_env=False, timeout=100) as http:
+        # Its server closes what is idle for 5 s, as long as this client would keep it: a command could meet that.
+        limits = httpx.Limits(keepalive_expiry=2)
+        async with httpx.AsyncClient(base_url=admin, trust_env=False, timeout=100, limits=limits) as http:
             made = Gateway(process, f"http://127.0.0.1:{own[0]}/v1", http, directory)
             await _until_ready(made)
             key = (directory / "data" / "admin.key").read_text(encoding="utf-8").strip()
