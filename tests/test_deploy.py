@@ -241,6 +241,16 @@ def test_drains_and_names() -> None:
     assert services["engine"]["spec"]["ports"][0]["port"] == 8000
 
 
+def test_the_gateway_finds_each_engine_pod_by_itself() -> None:
+    """Behind one address nobody could say into which pod an adapter is loaded."""
+    pod = objects("Deployment")["gateway"]["spec"]["template"]["spec"]["containers"][0]
+    [engine] = yaml.safe_load(next(one["value"] for one in pod["env"] if one["name"] == "LORAGATE__ENGINES"))
+    service = objects("Service")["engine"]["spec"]
+    assert (engine["discover"], service["clusterIP"], service["ipFamilyPolicy"]) == ("dns", "None", "SingleStack")
+    container = objects("Deployment")["engine"]["spec"]["template"]["spec"]["containers"][0]
+    assert engine["url"] == f"http://engine:{container['ports'][0]['containerPort']}"
+
+
 def test_no_secret_lies_in_a_file() -> None:
     assert not objects("Secret")
     for path in (one for one in DEPLOY.iterdir() if one.is_file()):
