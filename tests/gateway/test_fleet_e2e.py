@@ -232,6 +232,23 @@ async def test_while_a_replica_that_joined_cannot_load_the_others_answer(tmp_pat
             assert (await status(gateway))["ready"]
 
 
+async def test_a_promotion_does_not_wait_for_a_replica_that_leaves_in_the_middle_of_it(tmp_path: Path) -> None:
+    async with pods() as some:
+        one, two = await some.start(A), await some.start(B)
+        names = Names(A, B)
+        async with named(tmp_path / "data", names, some.port) as gateway:
+            await until(gateway, ready(A, B))
+            two.script(Fault.STALL_BEFORE_HEAD, path=LOAD, times=None)
+            moving = asyncio.create_task(registered(gateway, tiny_lora(tmp_path / "lora")))
+            async with asyncio.timeout(SOON_S):
+                while not any(seen.path == LOAD for seen in two.requests):
+                    await asyncio.sleep(0.005)
+            names.addresses = (A,)
+            assert list(one.loaded) == [await moving]
+            async with await gateway.http() as http:
+                assert (await http.post(CHAT, json=ask(CHAT, model="support"))).status_code == 200
+
+
 async def test_a_replica_that_comes_with_another_base_is_refused_and_says_why(tmp_path: Path) -> None:
     async with pods() as some:
         await some.start(A)
