@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def serve(config: Path | None, **flags: Any) -> None:
         f"loragate already runs here (process {{pid}}) with the data directory {places.data}. "
         "Stop it first, or give this one another --data-dir."
     )
-    with hold(places.lock, taken):
+    # On PostgreSQL several gateways share a data directory (docs/fleet.md); SQLite is for one.
+    with hold(places.lock, taken) if loaded.database.startswith("sqlite") else nullcontext():
         raise SystemExit(server.run(loaded))
 
 

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from tests.databases import Postgres
 from tests.fake_vllm import FakeVLLM, Fault
+from tests.gateway.child import caller, serving
 from tests.gateway.plane import CHAT, ask
 from tests.gateway.running import Running, running
 from tests.gateway.tiny_lora import tiny_lora
@@ -266,7 +267,7 @@ async def test_more_adapters_than_slots_and_no_request_fails(url: str, tmp_path:
         live = {name: (await pair.register(pair.one, name, seed))["live"] for seed, name in enumerate(names)}
         await until(lambda: set(names) <= set(pair.two.started.gateway.proxy.snapshot.models))
 
-        async def caller(gateway: Running, seed: int) -> None:
+        async def asking(gateway: Running, seed: int) -> None:
             numbers = random.Random(seed)
             async with await gateway.http(pair.key) as http:
                 for _ in range(30):
@@ -276,6 +277,23 @@ async def test_more_adapters_than_slots_and_no_request_fails(url: str, tmp_path:
                     assert answer.json()["model"] == f"{name}@{live[name]}"
 
         before = sum(len(engine.loads) for engine in pair.engines)
-        await asyncio.gather(*(caller(gateway, seed) for seed, gateway in enumerate((pair.one, pair.two) * 2)))
+        await asyncio.gather(*(asking(gateway, seed) for seed, gateway in enumerate((pair.one, pair.two) * 2)))
         loads = sum(len(engine.loads) for engine in pair.engines) - before
         assert loads < 4 * 30, "most requests find what they want: nobody puts out what was just brought"
+
+
+async def test_two_processes_share_a_data_directory_and_one_may_be_killed(
+    url: str, tmp_path: Path, engine: FakeVLLM
+) -> None:
+    async with (
+        serving(tmp_path, engine, LORAGATE__DATABASE_URL=url) as one,
+        serving(tmp_path, engine, LORAGATE__DATABASE_URL=url) as two,
+        caller(one) as first,
+        httpx.AsyncClient(base_url=two.url, headers=first.headers, trust_env=False, timeout=30) as second,
+    ):
+        async with asyncio.timeout(30):  # a key made at one is known to the other at its next look
+            while (await second.get("/v1/models")).status_code != 200:
+                await asyncio.sleep(0.02)
+        one.process.kill()
+        await one.process.wait()
+        assert (await second.post(CHAT, json=ask(CHAT))).status_code == 200
