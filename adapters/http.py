@@ -20,6 +20,8 @@ if sys.modules.get(_COMMAND_LINE, httpx) is None:
 
 __all__ = ["httpx", "open_http"]
 
+KEEPALIVE_S = 3.0  # below uvicorn's 5: a question that meets its closing would make an engine look dead (seen)
+
 
 def open_http(trust: ssl.SSLContext | None = None) -> httpx.AsyncClient:
     """The control plane's HTTP client: no proxies from the environment, no redirects. The caller closes it.
@@ -30,5 +32,5 @@ def open_http(trust: ssl.SSLContext | None = None) -> httpx.AsyncClient:
         verify=trust if trust is not None else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         trust_env=False,
         follow_redirects=False,
-        limits=httpx.Limits(max_connections=64),
+        limits=httpx.Limits(max_connections=64, keepalive_expiry=KEEPALIVE_S),
     )

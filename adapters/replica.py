@@ -286,11 +286,9 @@ class Replica:
             if not await self._load_where_room(engine_name, evict=wait_s is not None):
                 await self._load_after_others(engine_name, wait_s or 0.0)
             self._failures.pop(engine_name, None)
-        except EngineUnreachable as exc:
-            self._lose(exc.message)
-            raise
         except EngineError as exc:
-            self._fail(engine_name, exc)
+            if not isinstance(exc, EngineUnreachable) or await self._alive():
+                self._fail(engine_name, exc)
             raise
         finally:
             self._loads.pop(engine_name, None)
@@ -310,6 +308,7 @@ class Replica:
             return True
 
     async def _bring(self, engine_name: str) -> None:
+        self._moves += 1  # a list that comes meanwhile may hold it already, and it is not proven yet
         try:
             if engine_name in self.elsewhere:
                 self._claimed.add(engine_name)
@@ -382,13 +381,18 @@ class Replica:
     async def _forget(self, engine_name: str) -> None:
         try:
             await self.client.unload(engine_name)
-        except EngineUnreachable as exc:
-            self._lose(exc.message)
+        except EngineUnreachable:
+            await self._alive()
             raise
         finally:
             self._moves += 1
         self.lost(engine_name)
         self.freed()
+
+    async def _alive(self) -> bool:
+        """A connection was lost: whether the engine is. Where not, all other adapters there go on."""
+        await self.probe()
+        return self.reachable
 
     def _fail(self, engine_name: str, error: ServiceError) -> None:
         before = self._failures.get(engine_name)

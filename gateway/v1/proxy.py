@@ -35,7 +35,7 @@ DEFAULT_ANSWER_TOKENS = 1024  # reserved where the caller names no max_tokens
 HOLD_BYTES = 1024 * 1024  # a whole answer up to here is held, so that a broken one becomes a 502
 NO_MODEL = "none"  # metrics label of requests that named no model of ours
 
-LOST_AGAIN = 2  # loads for one request that were in vain; gateways that share engines take room from each other
+LOST_MAX = 3  # replicas in a row that do not know what they should have: after restarts, in a fleet
 
 TRY_ELSEWHERE = frozenset(
     {Fault.REFUSED, Fault.CONNECT_TIMEOUT, Fault.RESET, Fault.CUT, Fault.PROTOCOL, Fault.POOL_FULL}
@@ -183,7 +183,7 @@ class Proxy:
         """Send it to a replica that has the weights; once more to another if nothing came back."""
         target = _target(work)
         tried: Replica | None = None
-        lost = 0  # replicas that turned out not to have it: another gateway, or a restart, took it away
+        lost = 0  # replicas that turned out not to have it
         while True:
             replica = self.fleet.pick(target, tried) or await self._choose(target)
             self._send(x, work, replica, body, stream)
@@ -194,7 +194,7 @@ class Proxy:
                 return
             self.fleet.give_back(replica, target)
             work.replica = None
-            if isinstance(error, ModelLoading) and lost < len(self.fleet.replicas) + LOST_AGAIN:
+            if isinstance(error, ModelLoading) and lost < min(len(self.fleet.replicas), LOST_MAX):
                 lost += 1
                 x.forget_answer()
                 continue
@@ -211,7 +211,7 @@ class Proxy:
         fleet = self.fleet
         if not fleet.any_ready() and self.clock() >= fleet.expected_until:
             raise UpstreamUnavailable("No engine is ready. GET /readyz says why.", retry_after_s=5)
-        for _ in range(LOST_AGAIN):
+        for _ in range(2):  # what was loaded may have been put out again in between
             if fleet.pick(target) is None:
                 await self._ensure_loaded(target)
             replica = fleet.pick(target)

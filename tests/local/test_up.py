@@ -218,7 +218,7 @@ async def test_what_cannot_work_is_one_sentence_and_exit_code_1(start: Start) ->
 async def test_a_flag_that_makes_no_sense_is_told_before_the_long_work(start: Start, places: Places) -> None:
     up = await start("--", "--max-lora-rank", "many", own=False)
     assert await up.child.wait() == 1
-    assert up.err.read_text() == "Error: --max-lora-rank takes a number, such as --max-lora-rank 64.\n"
+    assert up.err.read_text() == "Error: --max-lora-rank takes a number above 0, such as --max-lora-rank 16.\n"
     assert list(places.environments.iterdir()) == []
 
 
