@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,14 @@ from tests.e2e.fleet_adapters import Fleet
 from tests.e2e.fleet_soak import PERCENT, soak
 
 pytestmark = [pytest.mark.engine, pytest.mark.trainer, pytest.mark.timeout(600)]
-SECONDS = 60
-CALLERS = 10
+SECONDS = 45
+CALLERS = 8
 
 
 @pytest.fixture(scope="module")
 def fleet(training_python: Path) -> Fleet:
-    return fleet_adapters.build(training_python, user_cache_path("loragate-tests"))
+    cache = Path(os.environ.get("LORAGATE_TEST_CACHE") or user_cache_path("loragate-tests"))
+    return fleet_adapters.build(training_python, cache)
 
 
 async def test_a_fleet_never_answers_with_the_wrong_weights(engine_python: Path, fleet: Fleet, tmp_path: Path) -> None:
