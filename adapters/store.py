@@ -439,4 +439,4 @@ def _version(row: sa.Row[Any], live: str | None, previous: str | None, canary: s
     elif row.version == previous:
         state = VersionState.PREVIOUS
     values = {key: value for key, value in row._mapping.items() if key not in ("wish", "damaged")}
-    return Version(**values, state=state)
+    return Version(**values, state=state, pinned=row.wish == Wish.LOADED)

@@ -64,6 +64,7 @@ class Version:
     created_at: float  # unix seconds
     state: VersionState
     checksums: str | None = None  # JSON: file → sha256 as it came
+    pinned: bool = False  # an operator asked for it to stay loaded
     has_lineage: bool = False  # it is known how it was made
     registered_by: str | None = None  # as Event.by; known only where the history was asked
     replicas: tuple[Placement, ...] = ()

@@ -192,6 +192,7 @@ def _version(version: Version) -> VersionView:
     return VersionView(
         version=version.version,
         state=version.state.value,
+        pinned=version.pinned,
         created_at=int(version.created_at),
         source=version.source,
         notes=version.notes,

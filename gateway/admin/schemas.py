@@ -260,6 +260,7 @@ class PlacementView(BaseModel):
 class VersionView(BaseModel):
     version: str
     state: str
+    pinned: bool
     created_at: int
     source: str
     notes: str

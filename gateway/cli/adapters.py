@@ -251,7 +251,7 @@ def _row(adapter: dict[str, Any]) -> tuple[object, ...]:
     versions = adapter["versions"]
     live = next((version for version in versions if version["version"] == adapter["live"]), None)
     replicas = live["replicas"] if live is not None else []
-    loaded = f"{sum(replica['state'] == 'resident' for replica in replicas)}/{len(replicas)}"
+    loaded = f"{sum(replica['state'] in ('resident', 'standby') for replica in replicas)}/{len(replicas)}"
     return (adapter["name"], adapter["live"], adapter["previous"], len(versions), loaded)
 
 
@@ -274,7 +274,7 @@ def _shown(adapter: dict[str, Any]) -> None:
     rows = [
         (
             version["version"],
-            version["state"],
+            f"{version['state']}, pinned" if version["pinned"] else version["state"],
             output.moment(version["created_at"]),
             version["rank"],
             output.size(version["size_bytes"]),
