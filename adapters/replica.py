@@ -119,6 +119,7 @@ class Replica:
             bases = [model for model in models if model.parent is None]
             if not bases:
                 raise EngineError(f"Engine {self.url} serves no base model.")
+            await self.client.learn_slots(bases[0].id)  # how much of the list may count as in them
         except ServiceError as exc:
             self._lose(exc.message)
         else:
@@ -129,7 +130,6 @@ class Replica:
                 self._list([model for model in models if model.parent is not None])
                 for name in self.resident & self._failures.keys():
                     del self._failures[name]
-            await self.client.learn_slots(self.base.id if self.base else bases[0].id)
         self.probed.set()
         self._changed()
 
@@ -297,8 +297,9 @@ class Replica:
     async def _load_where_room(self, engine_name: str, *, evict: bool) -> bool:
         """False where there is no room and nobody to put out."""
         async with self._serial:
-            if engine_name not in self.resident and self._free() <= 0 and not (evict and self._put_out()):
-                return False
+            while engine_name not in self.resident and self._free() <= 0:
+                if not (evict and self._put_out()):
+                    return False
             if engine_name not in self.listed:
                 await self._bring(engine_name)
             if engine_name not in self._proven and self.base is not None:
@@ -313,7 +314,12 @@ class Replica:
             if engine_name in self.elsewhere:
                 self._claimed.add(engine_name)
                 await self.client.unload(engine_name)
-            await self.client.load(engine_name)
+            try:
+                await self.client.load(engine_name)
+            except EngineUnreachable:
+                if not await self._alive():
+                    raise
+                await self.client.load(engine_name)  # only the answer was lost, or never sent
         finally:
             self._moves += 1
         self._distrusted.discard(engine_name)

@@ -12,8 +12,10 @@ import sqlalchemy as sa
 
 from adapters import store
 from adapters.db import Database
+from adapters.engine import EngineClient
 from adapters.errors import Conflict, EngineError, Unavailable
-from adapters.reconcile import Plan, Wanted, plan
+from adapters.http import open_http
+from adapters.reconcile import Plan, Reconciler, Wanted, plan
 from adapters.replica import LISTED_MAX
 from adapters.types import PlacementState, ReplicaState, Version, VersionState, WantedVersion
 from tests.adapters.conftest import Clock, Rig, rigged
@@ -308,6 +310,23 @@ async def test_of_what_others_loaded_only_what_fits_counts_as_in_the_slots(
         await rig.reconciler.tick(engine.url)
         view = rig.reconciler.residency[engine.url]
         assert (len(view.resident), view.listed) == (2, frozenset(names))
+
+
+async def test_a_gateway_that_starts_anew_counts_no_more_than_the_slots(
+    db: Database, tmp_path: Path, clock: Clock
+) -> None:
+    engine, root = FakeVLLM(max_loras=2), tmp_path / "adapters"
+    async with rigged(db, root, clock, engine) as rig:
+        names = await _registered(rig, tmp_path, "a", "b", "c", "d", promote=True)
+        assert set(engine.loaded) == set(names)
+        async with open_http() as http:
+            second = Reconciler(db, [EngineClient(engine.url, None, root, http)], clock=clock)
+            await second.tick(engine.url)
+            assert len(second.residency[engine.url].resident) == 2
+            for name in names:
+                await second.ensure(name, engine.url)
+                assert len(second.residency[engine.url].resident) == 2
+            await second.close()
 
 
 async def test_an_engine_forgets_what_has_been_unused_for_the_longest_time_when_it_lists_too_many(
