@@ -220,6 +220,8 @@ class Reconciler:
         Where one engine shows what the weights do, those on which they seemed to do nothing are asked once more.
         """
         await self.probed()
+        # What was seen some seconds ago does not count here: an engine may have been restarted since.
+        await asyncio.gather(*(replica.probe() for replica in self._ready()))
         replicas = self._targets(engine_name, like)
         ends = await self._each(replicas, lambda replica: replica.load(engine_name, wait_s=wait_s))
         held = [replica for replica in replicas if engine_name in replica.resident]

@@ -282,7 +282,7 @@ class FakeVLLM:
         if self._hung:
             await asyncio.Event().wait()
         body = parsed(seen)
-        model = body.get("model") if isinstance(body, dict) else None
+        model = body.get("model", body.get("lora_name")) if isinstance(body, dict) else None
         what = self._fault(seen.path, model)
         fails = what.after if what is not None and what.fault is Fault.ERROR_EVENT else None
         gate = next((gate for word, gate in self.gates.items() if word.encode() in seen.body), None)
