@@ -34,8 +34,8 @@ class Replica:
     """One engine as the data plane sees it."""
 
     __slots__ = (
-        "blamed", "busy", "draining", "ejected_until", "ejections", "failures", "joined_at", "outstanding", "passing", "reason",
-        "resident", "slots", "state", "upstream", "url", "used",
+        "blamed", "busy", "draining", "ejected_until", "ejections", "failures", "joined_at", "outstanding", "passing",
+        "reason", "resident", "slots", "state", "upstream", "url", "used",
     )  # fmt: skip
 
     def __init__(self, url: str, upstream: Upstream) -> None:
