@@ -69,13 +69,14 @@ class Operator:
     async def rollback(self, name: str, number: int) -> None:
         await self._swap(name, number, lambda: self._ask(name, "rollback"))
 
-    async def canary(self, name: str, number: int, seconds: float) -> None:
-        """Start one and let it run for so long; then the version goes live."""
+    async def canary(self, name: str, number: int, seconds: float, callers: Callers) -> None:
+        """Start one and let it run for so long, and until every user has met it; then the version goes live."""
         ledger = self.soak.ledger
         with ledger.truth.changing(name, 1, number):
             await self._ask(name, "canary", version=self.digits[name][number], percent=PERCENT)
         start = time.monotonic()
         await asyncio.sleep(seconds)
+        await callers.every_user(name)
         mixed, share = ledger.shares(name, start, time.monotonic())
         self.soak.canary_mixed, self.soak.canary_share = mixed, share
         self.soak.canary_stood = (await self.gateway.ask("GET", f"adapters/{name}"))["canary"] is not None
@@ -126,14 +127,14 @@ async def _hour(
     operator: Operator, engines: list[Replica], *, seconds: float, callers: int, seed: int, say: Callable[[str], None]
 ) -> None:
     found, began = operator.soak, time.monotonic()
-    async with _calling(operator.gateway, found.ledger, callers, seed):
+    async with _calling(operator.gateway, found.ledger, callers, seed) as calling:
         await asyncio.sleep(seconds * 0.05)
         await operator.promote("fleet-01", 2)
         await asyncio.sleep(seconds * 0.05)
         await operator.rollback("fleet-01", 1)
         await asyncio.sleep(seconds * 0.05)
         say("Promoted and rolled back; a canary begins")
-        await operator.canary("fleet-02", 2, seconds * 0.2)
+        await operator.canary("fleet-02", 2, seconds * 0.2, calling)
         say("The canary is live; one engine is killed")
         back = asyncio.create_task(_killed(operator.gateway, engines[1], found))
         try:
@@ -149,12 +150,12 @@ async def _hour(
 
 
 @asynccontextmanager
-async def _calling(running: Gateway, ledger: Ledger, callers: int, seed: int) -> AsyncIterator[None]:
+async def _calling(running: Gateway, ledger: Ledger, callers: int, seed: int) -> AsyncIterator[Callers]:
     async with (
         openai.AsyncOpenAI(base_url=running.url, api_key=running.key, timeout=100, max_retries=0) as client,
-        Callers(client, ledger, time.monotonic, seed).running(callers),
+        Callers(client, ledger, time.monotonic, seed).running(callers) as calling,
     ):
-        yield
+        yield calling
 
 
 async def _killed(running: Gateway, engine: Replica, found: Soak) -> None:

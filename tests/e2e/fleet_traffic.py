@@ -119,13 +119,25 @@ class Callers:
         self._stopped = asyncio.Event()
 
     @asynccontextmanager
-    async def running(self, count: int) -> AsyncIterator[None]:
+    async def running(self, count: int) -> AsyncIterator[Callers]:
         tasks = [asyncio.create_task(self._one()) for _ in range(count)]
         try:
-            yield
+            yield self
         finally:
             self._stopped.set()
             await asyncio.gather(*tasks)
+
+    async def every_user(self, name: str, at_once: int = 4) -> None:
+        """Each of the users asks `name` twice: how many have which version is then no matter of who came by."""
+        room = asyncio.Semaphore(at_once)
+
+        async def one(user: int, number: int) -> None:
+            prompt = self._prompts[user % len(self._prompts)]
+            async with room:
+                asked = Asked(name, None, prompt, chat=True, stream=bool(number), user=f"user-{user}")
+                self._ledger.keep(await self.ask(asked))
+
+        await asyncio.gather(*(one(user, number) for user in range(USERS) for number in range(2)))
 
     async def _one(self) -> None:
         while not self._stopped.is_set():
