@@ -361,9 +361,10 @@ class Reconciler:
             self._on_change()
 
     def _judge(self) -> None:
-        """Hold the pool to one base: the one it has while any engine still serves it, else the first one seen.
+        """Hold the pool to one base: the one it has until all engines are seen to serve others.
 
-        At first the one that the live adapters were made for, unless no engine that can be asked serves it.
+        One that is away may come back with it. At first the one that the live adapters were made for, unless no engine
+        that can be asked serves it.
         """
         reachable = [replica for replica in self._replicas.values() if replica.reachable and replica.base is not None]
         first = [replica for replica in reachable if replica.base and replica.base.id == self._expected]
@@ -371,8 +372,8 @@ class Reconciler:
         if self._pool is None:
             chosen = first or (reachable if asked else [])
             self._pool = chosen[0].base if chosen else None
-        elif reachable and not any(_same(replica.base, self._pool) for replica in reachable):
-            self._pool = reachable[0].base
+        elif len(reachable) == len(self._replicas) and not any(_same(each.base, self._pool) for each in reachable):
+            self._pool = reachable[0].base if reachable else self._pool
         for replica in reachable:
             replica.refusal = "" if _same(replica.base, self._pool) else _differs(replica.base, self._pool)
 

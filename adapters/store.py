@@ -353,10 +353,11 @@ def pinned(conn: sa.Connection) -> frozenset[str]:
 
 
 def usual_base(conn: sa.Connection) -> str | None:
-    """The base that most live versions were made for; None where none was made for a known one."""
+    """The base that most live versions were made for, else most of all; None where none was made for a known one."""
     live = (adapters.c.name == versions.c.name) & (adapters.c.live == versions.c.version)
-    query = sa.select(versions.c.base).join(adapters, live).where(versions.c.base.is_not(None))
-    return conn.execute(query.group_by(versions.c.base).order_by(sa.func.count().desc()).limit(1)).scalar()
+    query = sa.select(versions.c.base).outerjoin(adapters, live).where(versions.c.base.is_not(None))
+    most = sa.func.count(adapters.c.name).desc(), sa.func.count().desc()
+    return conn.execute(query.group_by(versions.c.base).order_by(*most).limit(1)).scalar()
 
 
 def without_part(conn: sa.Connection, engine_names: Collection[str]) -> frozenset[str]:

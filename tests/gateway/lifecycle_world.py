@@ -142,6 +142,10 @@ class World:
         """Engines that can answer: up, with the right base."""
         return [at for at, engine in enumerate(self.engines) if self.up[at] and engine.adapters.bases[0] == BASE]
 
+    def right(self) -> list[bool]:
+        """Which engines serve the base that everything was made for; without anything, it is that of the first one."""
+        return [engine.adapters.bases[0] == BASE for engine in self.engines]
+
     def engine_name(self, name: str, version: str) -> str:
         return f"{name.replace(':', '-')}@{version}"
 
