@@ -39,6 +39,6 @@ def upgrade() -> None:
         sa.Column("id", sa.Text, nullable=False),
         sa.Column("seen_at", sa.Double, nullable=False),
         sa.Column("revision", sa.BigInteger, nullable=False),  # what its requests see
-        sa.Column("lingering", sa.Text, nullable=False),  # JSON list: engine names in flight that are no longer listed
+        sa.Column("lingering", sa.Text, nullable=False),  # JSON list: engine names that requests in flight use
         sa.PrimaryKeyConstraint("id", name=op.f("pk_gateways")),
     )
