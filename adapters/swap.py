@@ -24,22 +24,30 @@ from adapters.traffic import Traffic
 POLL_S = 0.25
 ASK_S = 0.5  # how often the other gateways are looked up
 ROOM_S = 30.0  # how long an operator's move waits until some engine has room
-DRAIN_S = 300.0  # a version that answers nobody anew is unloaded after so long, whatever still runs on it
+DRAIN_S = 300.0  # a version that answers nobody anew is waited for so long to end, then it stays loaded
 ENDLESS_S = 3600.0  # no request lives longer: 131,072 tokens at 40 a second
 _log = logging.getLogger(__name__)
 
 
 class Swap:
-    """One per gateway; closed by whoever opened it."""
+    """One per gateway; closed by whoever opened it. drain_s: how long what has no part any more is waited for."""
 
     def __init__(
-        self, db: Database, shelf: Shelf, reconciler: Reconciler, traffic: Traffic, gateways: Gateways
+        self,
+        db: Database,
+        shelf: Shelf,
+        reconciler: Reconciler,
+        traffic: Traffic,
+        gateways: Gateways,
+        *,
+        drain_s: float = DRAIN_S,
     ) -> None:
         self._db = db
         self._shelf = shelf
         self._reconciler = reconciler
         self._traffic = traffic
         self._gateways = gateways
+        self._drain_s = drain_s
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -88,13 +96,17 @@ class Swap:
         return await self._unused([engine_name], since)
 
     async def _retire(self, engine_name: str) -> None:
-        with suppress(ServiceError):
-            await self._until_unused([engine_name], await revision.current(self._db), DRAIN_S)
         with suppress(ServiceError):  # it stays loaded until another needs its place
-            if engine_name in await self._db.read(lambda conn: store.without_part(conn, [engine_name])):
-                still = await self._reconciler.unload_and_look(engine_name)
-                if still:
-                    _log.warning("%s was unloaded, and is still listed by %s", engine_name, ", ".join(still))
+            since = await revision.current(self._db)
+            await self._until_unused([engine_name], since, self._drain_s)
+            if engine_name not in await self._db.read(lambda conn: store.without_part(conn, [engine_name])):
+                return
+            if not await self._unused([engine_name], since):  # unloaded now and loaded again it would end the engine
+                _log.warning("%s has no part any more, and still answers after %g s", engine_name, self._drain_s)
+                return
+            still = await self._reconciler.unload_and_look(engine_name)
+            if still:
+                _log.warning("%s was unloaded, and is still listed by %s", engine_name, ", ".join(still))
 
     async def _discard_later(self, engine_names: frozenset[str], since: int | None) -> None:
         with suppress(ServiceError):  # swept at the next start
