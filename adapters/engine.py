@@ -61,6 +61,7 @@ class EngineClient:
         slots: int | None = None,
         held: int | None = None,
         name: str | None = None,
+        load_timeout_s: float = LOAD_TIMEOUT_S,
     ) -> None:
         self.url = url.rstrip("/")
         self._told = slots
@@ -73,6 +74,7 @@ class EngineClient:
             self._extensions["sni_hostname"] = urlsplit(f"//{name}").hostname
         self._adapter_dir = adapter_dir
         self._http = http
+        self._load_timeout_s = load_timeout_s
 
     def __repr__(self) -> str:
         return f"EngineClient({self.url})"
@@ -141,7 +143,7 @@ class EngineClient:
         if not is_engine_name(engine_name):
             raise ValueError(engine_name)  # a bug: the engine would take other text for a hub repository
         body = {"lora_name": engine_name, "lora_path": self.path(engine_name)}
-        status, text = await self._ask("POST", "/v1/load_lora_adapter", body, LOAD_TIMEOUT_S)
+        status, text = await self._ask("POST", "/v1/load_lora_adapter", body, self._load_timeout_s)
         # 400 "already" is a success because the name is made from the content. One that somebody else loaded from
         # another place shows itself in the model list, and the replica unloads it first.
         if status == 200 or (status == 400 and "already been loaded" in text):
@@ -151,7 +153,8 @@ class EngineClient:
 
     async def unload(self, engine_name: str) -> None:
         """Make the engine forget a version; done when it returns, also where it did not know it. EngineError."""
-        status, text = await self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": engine_name}, LOAD_TIMEOUT_S)
+        body = {"lora_name": engine_name}
+        status, text = await self._ask("POST", "/v1/unload_lora_adapter", body, self._load_timeout_s)
         if status == 200 or (status == 404 and "cannot be found" in text):
             return
         _log.warning("engine %s: unload of %s answered %d: %s", self.url, engine_name, status, text[:2000])
