@@ -327,7 +327,7 @@ class Proxy:
             x.end_passing(b"")
             return
         if reason != "oversized_event":  # who asks for logprobs of a long prompt must not eject an engine
-            self._blame(_replica(work), reason, reason, _target(work) if reason == "engine_error" else None)
+            self._blame(_replica(work), reason, reason, _target(work) if x.fault is None else None)
         add(self.metrics.stream_terminated, reason)
         raise UpstreamError(_STREAM_REASONS[reason], code=_STREAM_CODES.get(reason, "upstream_disconnected"))
 
