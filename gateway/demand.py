@@ -168,6 +168,7 @@ class Demand:
             await self._reconciler.ensure(name, url)
         except ServiceError as error:
             log.info("%s was not brought to %s ahead of demand: %s", name, url, error.message)
+            self._rates = {each: rate for each, rate in self._rates.items() if each != name}  # removed, perhaps
 
 
 @dataclass(frozen=True, slots=True)
