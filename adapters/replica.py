@@ -287,7 +287,7 @@ class Replica:
                 await self._load_after_others(engine_name, wait_s or 0.0)
             self._failures.pop(engine_name, None)
         except EngineError as exc:
-            if not isinstance(exc, EngineUnreachable) or await self._alive():
+            if not isinstance(exc, EngineUnreachable) or (await self._alive() and not self.refusal):
                 self._fail(engine_name, exc)
             raise
         finally:
@@ -309,6 +309,11 @@ class Replica:
             return True
 
     async def _bring(self, engine_name: str) -> None:
+        await self.probe()  # it may have been restarted since it was last asked, perhaps with another base
+        if self.refusal or not self.reachable:
+            raise EngineUnreachable(self.refusal or self._reason)
+        if engine_name in self.listed:
+            return
         self._moves += 1  # a list that comes meanwhile may hold it already, and it is not proven yet
         try:
             if engine_name in self.elsewhere:

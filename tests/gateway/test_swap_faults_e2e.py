@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.fake_vllm import FakeVLLM, Fault
-from tests.gateway.lifecycle_world import World
+from tests.gateway.lifecycle_world import OTHER_BASE, World
 
 LOAD, UNLOAD, COMPLETIONS = "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/completions"
 PATH = b'{"error":{"message":"[Errno 2] No such file: /srv/models/store/x/adapter_config.json","code":500}}'
@@ -219,3 +219,18 @@ async def test_an_engine_that_keeps_what_it_was_told_to_forget_is_told_again(tmp
         world.gateway.started.gateway.adapters._reconciler.wake()
         await world.until(lambda: world.engine_name("a", live) not in engine.loaded, "the second try")
         assert world.engine_name("a", live) not in os.listdir(world.data / "adapters")
+
+
+async def test_engines_that_come_back_with_another_base_unseen_answer_nobody() -> None:
+    """Requests find out first: what they ask for is loaded nowhere any more, and must not be loaded on those."""
+    async with swapping((4, 4, 4, 4)) as (world, live, other):
+        for version in (live, other):
+            assert await world.ask(f"a@{version}", {version}) == 200
+        await world.start(0)
+        await world.settle()
+        for at in (1, 2, 3):
+            await world.start(at, OTHER_BASE)
+        for version in (other, live):
+            assert await world.ask(f"a@{version}", {version}) == 200
+        assert await promoted(world, other) == (200, "")
+        assert not any(engine.loaded for engine in world.engines[1:])
