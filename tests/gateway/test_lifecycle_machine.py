@@ -255,8 +255,8 @@ class Lifecycle(RuleBasedStateMachine):
 @pytest.mark.timeout(0 if LONG else 120)
 def test_whatever_happens_the_answer_is_what_the_name_allowed() -> None:
     chosen = settings(
-        max_examples=LONG or 8,
-        stateful_step_count=60 if LONG else 40,
+        max_examples=LONG or 6,
+        stateful_step_count=60 if LONG else 35,
         derandomize=not LONG,
         database=None,
         deadline=None,
