@@ -146,7 +146,8 @@ class Fleet:
 
     def refused(self, replica: Replica, since: float, now: float) -> bool:
         """It took no connection, so nothing was sent; True: others may, ask again for a request of `since`."""
-        if not replica.passing or now > since + EXPECT_S:
+        others = any(other is not replica and other.state is ReplicaState.READY for other in self.replicas)
+        if not (replica.passing or others) or now > since + EXPECT_S:
             return False
         self.probed(replica, "it takes no connection", now)
         return self.any_ready() or now < self.expected_until

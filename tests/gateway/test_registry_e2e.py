@@ -111,3 +111,23 @@ async def test_keys_that_expired_by_a_wrong_clock_are_back_when_it_is_right(tmp_
         await refresher.refresh()
         assert len(seen) == 2  # nothing new: not read again
     db.close()
+
+
+async def test_what_only_a_killed_engine_held_is_loaded_on_another(tmp_path: Path) -> None:
+    """Each of two engines has one slot; the request that finds its engine gone is answered by the other."""
+    async with (
+        FakeVLLM(max_loras=1) as one,
+        FakeVLLM(max_loras=1) as two,
+        running(tmp_path / "data", [one, two], health={"probe_interval_s": 3600}) as gateway,
+    ):
+        names = [
+            await _registered(gateway, tiny_lora(tmp_path / n, seed=s), n, promote=True) for s, n in enumerate("ab")
+        ]
+        async with await gateway.http() as http:
+            for name in ("a", "b"):
+                assert (await http.post(CHAT, json=ask(CHAT, model=name))).status_code == 200
+            fleet = gateway.started.gateway.proxy.fleet
+            gone = next(replica for replica in fleet.replicas if names[0] in replica.resident)
+            await (one if one.url == gone.url else two).stop()
+            answer = await http.post(CHAT, json=ask(CHAT, model="a"))
+            assert (answer.status_code, answer.headers["x-loragate-model"]) == (200, names[0])
