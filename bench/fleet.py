@@ -99,4 +99,4 @@ def _what_was_wrong(soak: Soak) -> list[str]:
     lines += [f"refused: {each}" for each in soak.refused[:10]]
     kinds = Counter(each.error[:120] for each in soak.ledger.failed)
     lines += [f"kinds: {count} x {kind}" for kind, count in kinds.most_common(8)]
-    return [*lines, f"killed at {soak.killed_at - began:.2f} s"] if lines else []
+    return [*lines, f"killed at {soak.killed_at - began:.2f}-{soak.died_at - began:.2f} s"] if lines else []

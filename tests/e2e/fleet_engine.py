@@ -90,10 +90,15 @@ class Replica:
                     await asyncio.sleep(0.1)
 
     def kill(self) -> None:
-        """kill -9 of everything that it started."""
+        """kill -9 of the process that holds the sockets: when this returns, nobody can be answered any more."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def sweep(self) -> None:
+        """End what a killed one has left: vLLM's workers live on for some seconds."""
         assert self._process is not None
         kill_tree(self._process.pid)
-        self._process.wait()
 
     async def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:

@@ -34,6 +34,7 @@ class Soak:
     ledger: Ledger
     seconds: float = 0.0
     killed_at: float = 0.0
+    died_at: float = 0.0  # some milliseconds later
     swaps: list[float] = field(default_factory=list)  # promote and rollback, from the command to its answer
     refused: list[str] = field(default_factory=list)  # commands that had to be given again, with the reason
     canary_mixed: list[str] = field(default_factory=list)  # users who saw both versions during the canary
@@ -46,7 +47,7 @@ class Soak:
     @property
     def cut(self) -> list[Answered]:
         """Failures that were under way when the engine was killed."""
-        return [each for each in self.ledger.failed if each.began <= self.killed_at <= each.ended]
+        return [each for each in self.ledger.failed if each.began <= self.died_at and each.ended >= self.killed_at]
 
     @property
     def failed(self) -> list[Answered]:
@@ -161,7 +162,9 @@ async def _calling(running: Gateway, ledger: Ledger, callers: int, seed: int) ->
 async def _killed(running: Gateway, engine: Replica, found: Soak) -> None:
     """kill -9, the same again on the same port, and how long it takes until the gateway routes to it."""
     found.killed_at = time.monotonic()
-    await asyncio.to_thread(engine.kill)
+    engine.kill()
+    found.died_at = time.monotonic()
+    await asyncio.to_thread(engine.sweep)
     engine.start()
     await engine.ready()
     ready = time.monotonic()

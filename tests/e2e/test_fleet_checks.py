@@ -86,7 +86,7 @@ def test_who_sees_both_versions_is_named(ledger: Ledger) -> None:
 
 
 def test_only_what_was_under_way_is_excused_by_the_kill(ledger: Ledger) -> None:
-    soak = Soak(ledger, seconds=10.0, killed_at=5.0)
+    soak = Soak(ledger, seconds=10.0, killed_at=5.0, died_at=5.05)
     for began, ended in ((4.0, 5.1), (5.1, 5.2), (4.0, 4.9)):
         ledger.keep(Answered(ASKED, began, ended, ended, error="cut off"))
     assert [each.began for each in soak.cut] == [4.0]
