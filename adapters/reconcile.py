@@ -182,6 +182,7 @@ class Reconciler:
         for replica in self._replicas.values():
             replica.pinned |= {engine_name}
         self._publish()
+        self.wake()  # a turn that read the registry before that would forget it
 
     def room(self, url: str) -> int:
         """How dear one more adapter is at `url`: 0 there is room, 1 an idle one has to go, 2 all are in use.
@@ -260,8 +261,9 @@ class Reconciler:
         self._wanted_count = len(wanted.load)
         replica.forget_failures(failed - wanted.known)
         replica.pinned = wanted.pinned
-        todo = plan(wanted, replica.resident, replica.listed, replica.waiting(), replica.base.id)
-        replica.disown(todo.foreign | (replica.elsewhere - wanted.known))
+        # What was loaded meanwhile the registry was not asked for.
+        todo = plan(wanted, replica.resident, replica.listed & listed, replica.waiting(), replica.base.id)
+        replica.disown(todo.foreign | (replica.elsewhere & listed) - wanted.known)
         self._publish()
         for name in todo.unload:
             with suppress(EngineError):  # logged by the client; the next turn tries again

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -383,3 +384,24 @@ async def test_the_version_before_the_previous_leaves_the_engines(rig: Rig, tmp_
     await rig.service.promote("a", first.rpartition("@")[2])
     await asyncio.gather(*rig.service._swap._tasks)
     assert [set(engine.loaded) for engine in rig.engines] == [{second, first}] * 2
+
+
+async def test_what_is_loaded_while_the_registry_is_read_is_not_taken_for_somebody_elses(
+    rig: Rig, tmp_path: Path
+) -> None:
+    name = await _live(rig, tmp_path)
+    engine = rig.engines[0]
+    await engine.restart()
+    replica, hold = rig.reconciler._replicas[engine.url], threading.Event()
+    await replica.probe()
+    blocking = [asyncio.create_task(rig.db.read(lambda conn: hold.wait(30))) for _ in range(16)]
+    await asyncio.sleep(0)
+    engine.requests.clear()
+    turn = asyncio.create_task(rig.reconciler.tick(engine.url))
+    await engine.seen(1)
+    await asyncio.sleep(0.05)  # the turn stands at the registry by then
+    await replica.load(name)
+    hold.set()
+    await asyncio.gather(turn, *blocking)
+    assert name in rig.reconciler.residency[engine.url].resident
+    assert not rig.reconciler.residency[engine.url].foreign
