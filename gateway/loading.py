@@ -57,6 +57,7 @@ class Loader:
         self._loads: dict[str, asyncio.Task[None]] = {}  # engine name → the one search for a replica that takes it
         self._waiting: dict[str, int] = {}  # engine name → requests that wait for that
         self._wanting: Counter[str] = Counter()  # url → loads that wait for room there
+        self._told: dict[str, frozenset[str]] = {}  # url → what routing was last told to be resident there
         self._changed = asyncio.Event()  # something became idle or resident
         self.plan: Plan = placement.EMPTY  # set by whoever follows demand
         self.used_elsewhere: Callable[[], frozenset[str]] = frozenset  # engine names that other gateways have in flight
@@ -109,13 +110,19 @@ class Loader:
         if self._reconciler is None:
             return
         opened, before, self._seen = False, self._seen, {}
+        told, self._told = self._told, {}
         for replica in self._fleet.replicas:
             view = self._reconciler.residency.get(replica.url)
             if view is None:
                 continue  # it joins or leaves at this moment
             seen = self._seen[replica.url] = (view.state, view.settled)
             opened = opened or (view.state is Seen.READY and before.get(replica.url) != seen)
+            gone = told.get(replica.url, frozenset()) - replica.resident  # requests were told so by the engine
             _copy(view, replica)
+            for name in gone & view.resident:
+                self._reconciler.lost(name, replica.url)
+            replica.resident -= gone
+            self._told[replica.url] = replica.resident
             if view.state is Seen.REFUSED:
                 replica.state, replica.reason = ReplicaState.REFUSED, view.reason
             elif view.state is Seen.UNREACHABLE:
@@ -202,6 +209,7 @@ class Loader:
         if waiting >= self._max_waiting:
             future.set_exception(_loading(target, 5))
             return future
+        self._tell_lost(name)
         task = self._loads.get(name)
         if task is None:
             task = self._loads[name] = self._start(self._ensure(target))
@@ -240,6 +248,16 @@ class Loader:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # whoever waited has it; a caller that left must not make it a warning
+
+    def _tell_lost(self, name: str) -> None:
+        """What engines said to requests that they do not have; before anything else is seen, which would undo it."""
+        if self._reconciler is None:
+            return
+        for replica in self._fleet.replicas:
+            view = self._reconciler.residency.get(replica.url)
+            if view is not None and name in view.resident - replica.resident:
+                self._reconciler.lost(name, replica.url)
+                self._told[replica.url] = self._told.get(replica.url, frozenset()) - {name}
 
     async def _ensure(self, target: Target) -> None:
         """Until some replica may be sent `target`: first where it belongs, of those that have room."""
@@ -329,16 +347,12 @@ class Loader:
         """0 once `replica` has it, else the seconds until it is worth asking again; -1: there is no room."""
         if self._reconciler is None:
             return 5
-        name = target.engine_name
-        view = self._reconciler.residency.get(replica.url)
-        if view is not None and name in view.resident - replica.resident:
-            self._reconciler.lost(name, replica.url)
         try:
-            await self._reconciler.ensure(name, replica.url, wait_s=wait_s)
+            await self._reconciler.ensure(target.engine_name, replica.url, wait_s=wait_s)
         except Saturated:
             return -1
         except ServiceError as error:
-            log.warning("%s could not be loaded on %s: %s", name, replica.url, error.message)
+            log.warning("%s could not be loaded on %s: %s", target.engine_name, replica.url, error.message)
             return error.retry_after_s or 5
         return 0
 

@@ -234,3 +234,16 @@ async def test_engines_that_come_back_with_another_base_unseen_answer_nobody() -
             assert await world.ask(f"a@{version}", {version}) == 200
         assert await promoted(world, other) == (200, "")
         assert not any(engine.loaded for engine in world.engines[1:])
+
+
+async def test_engines_that_all_come_back_empty_unseen_are_filled_by_the_requests() -> None:
+    async with swapping() as (world, live, other):
+        assert await promoted(world, other) == (200, "")
+        for _ in range(3):
+            for at in range(2):
+                await world.start(at)
+            for version in (live, other):
+                async with asyncio.timeout(20):
+                    while (code := await world.ask(f"a@{version}", {version})) != 200:
+                        assert code == 503  # a connection of before broke twice: a second's pause
+                        await asyncio.sleep(0.1)
