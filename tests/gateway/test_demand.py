@@ -83,6 +83,8 @@ async def test_what_is_asked_for_most_is_brought_to_its_further_homes_before_it_
 async def test_an_adapter_stays_where_it_is_while_demand_only_wavers(tmp_path: Path) -> None:
     async with _fleet(tmp_path, 3, 3) as (gateway, engines):
         demand, _ = _followed(gateway)
+        assert demand._task is not None
+        demand._task.cancel()  # turns are the test's: one in the middle of a round would see half of it
         for turn in range(6):
             for number, name in enumerate(NAMES):
                 await _ask(gateway, name, 2 + (turn + number) % 2)
