@@ -231,6 +231,8 @@ class Lifecycle(RuleBasedStateMachine):
     def another_base(self, at: int, noticed: bool) -> None:
         at %= len(self.there.engines)
         if [each for each in self.there.ready if each != at]:
+            # Not two of them between two looks: that is taken for a pool that has changed its base.
+            self.do(self.there.settle())
             self.do(self.there.start(at, OTHER_BASE))
             if noticed:
                 self.do(self.there.settle())
