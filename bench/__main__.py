@@ -31,7 +31,7 @@ from bench.up import demo_up
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 USUAL = ("nginx", "gateway", "vllm-router", "vllm-router-1-thread", "litellm")
-KINDS = ("side_by_side", "registry", "placement", "real")
+KINDS = ("side_by_side", "registry", "placement", "real", "fleet")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(flags: argparse.Namespace, place: Place) -> list[Run]:
-    """Run what was asked for; a profile and the fleet's figures are only printed."""
+    """Run what was asked for; a profile is only printed."""
     scenarios = [each for each in SCENARIOS if not flags.scenario or each.name in flags.scenario.split(",")]
     closed = SCENARIOS[1]
     if flags.quick:
@@ -104,8 +104,7 @@ def measure(flags: argparse.Namespace, place: Place) -> list[Run]:
     if flags.what == "fleet":
         from bench.fleet import fleet  # it needs the tests' packages
 
-        print(fleet(place, seconds=60 if flags.quick else flags.seconds, callers=flags.callers))
-        return []
+        return [_run("fleet", fleet(place, seconds=60 if flags.quick else flags.seconds, callers=flags.callers))]
     if flags.what == "real":
         return [_run("real", asdict(_real(flags, place)))]
     runs = []

@@ -11,6 +11,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from bench.peers import Place
 from gateway.local import hardware
@@ -20,14 +21,14 @@ from tests.e2e.fleet_soak import Soak, soak
 from tests.e2e.fleet_traffic import BASE, Answered
 
 
-def fleet(place: Place, *, seconds: float, callers: int) -> str:
-    """Run it in the environments that the tests use, made now where they are missing; what happened, as text."""
+def fleet(place: Place, *, seconds: float, callers: int) -> dict[str, Any]:
+    """Run it in the environments that the tests use, made now where they are missing; what happened."""
     from tests.e2e.conftest import environment  # pytest is only needed here
 
     engine, training = environment(engine_kind(hardware.look(os.environ))), environment("training")
     made = fleet_adapters.build(training, place.cache)
     found = asyncio.run(soak(engine, made, place.scratch, seconds=seconds, callers=callers, say=_say))
-    return report(found)
+    return {"adapters": len(fleet_adapters.names()), "callers": callers, "text": report(found)}
 
 
 def _say(text: str) -> None:

@@ -16,7 +16,7 @@ Samples = dict[str, dict[str, list[Sample]]]
 class Run:
     """One stored measurement: which kind it is, when and on what it was made, and its raw figures."""
 
-    kind: str  # side_by_side, registry or real
+    kind: str  # side_by_side, registry, placement, real or fleet
     taken: str
     machine: str
     data: dict[str, Any]
@@ -39,7 +39,7 @@ def cell(value: Spread | None, digits: int = 0, scale: float = 1.0, unit: str = 
 def render(runs: Sequence[Run]) -> str:
     """The whole of RESULTS.md from the runs that exist."""
     parts = ["# Benchmark results", INTRODUCTION]
-    makers = {"side_by_side": side_by_side, "registry": registry, "placement": placement, "real": real}
+    makers = {"side_by_side": side_by_side, "registry": registry, "placement": placement, "real": real, "fleet": fleet}
     ordered = sorted(runs, key=lambda run: list(makers).index(run.kind))
     parts += [bar(ordered)]
     for run in ordered:
@@ -48,10 +48,11 @@ def render(runs: Sequence[Run]) -> str:
 
 
 INTRODUCTION = (
-    "Made by `make bench`, the part on real vLLM by `python -m bench real`. Every figure is the median of the rounds,\n"
-    "with the lowest and highest in brackets; in each round every peer takes its turn at every load, so ratios and\n"
-    "differences are taken within a round. CPU is user and system time of the proxy's whole process tree, from its\n"
-    "CPU clock. Latency is what the proxy adds: its figure minus the figure without a proxy in the same round."
+    "Made by `make bench`, the parts on real vLLM by `python -m bench real` and `python -m bench fleet`. Every figure\n"
+    "is the median of the rounds, with the lowest and highest in brackets; in each round every peer takes its turn at\n"
+    "every load, so ratios and differences are taken within a round. CPU is user and system time of the proxy's whole\n"
+    "process tree, from its CPU clock. Latency is what the proxy adds: its figure minus the figure without a proxy in\n"
+    "the same round."
 )
 
 
@@ -222,6 +223,16 @@ def real(run: Run) -> list[str]:
     told = f"{data['streams']} concurrent streams of {data['max_tokens']} tokens over {len(data['models'])} models."
     text = f"Through the gateway: {cell(share, 1, 100, ' %')} of direct."
     return [f"## Real vLLM\n\n{run.taken}, {run.machine}. {told}", table(head, rows), text]
+
+
+def fleet(run: Run) -> list[str]:
+    told = (
+        f"{run.data['adapters']} adapters on two engines of four slots, {run.data['callers']} callers without a pause "
+        "(Zipf over the names), versions that are\npromoted, rolled back and tried as a canary, and one engine that is "
+        "killed and started again. Each adapter was trained to\nanswer with its own number, so every answer is held "
+        "against what its name allowed when it was asked."
+    )
+    return [f"## Real vLLM, two engines\n\n{run.taken}, {run.machine}. {told}", f"```\n{run.data['text']}\n```"]
 
 
 def bar(runs: Sequence[Run]) -> str:

@@ -186,6 +186,12 @@ def test_real_comparison_counts_the_engines_own_usage(mock: tuple[int, int]) -> 
     assert "| real vLLM: direct tokens/s ÷ through the gateway |" in text
 
 
+def test_what_happened_in_the_fleet_is_kept_word_for_word() -> None:
+    run = Run("fleet", "today", "a machine", {"adapters": 24, "callers": 12, "text": "wrong answers        0"})
+    assert "24 adapters on two engines of four slots, 12 callers" in render([run])
+    assert "```\nwrong answers        0\n```" in render([run])
+
+
 def test_large_registry_is_judged_against_the_empty_one() -> None:
     turns = {"empty": [{"cpu_us": 50.0, "rps": 1.0}], "full": [{"cpu_us": 60.0, "rps": 1.0}]}
     used = {"rss_mb": 120.0, "pss_mb": 80.0}
