@@ -23,6 +23,7 @@ GROUPS = 32  # callers are put into so many groups by a hash: enough for a distr
 FEW_CALLERS = 4  # groups from which on one alone cannot end a canary by its failures
 LOOK_AT_GROWTH = 0.1  # look again once there are a tenth more requests, or half of what a rule asks for
 
+ENDS = ("errors", "finish_reasons", "latency")  # what a verdict's reason may be
 REASONS = ("stop", "length", "tool_calls", "content_filter", "other")
 MEASURES = {
     "first": "The time to the first token",
@@ -62,7 +63,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Why a canary must end. reason: errors, latency or finish_reasons."""
+    """Why a canary must end. reason: one of ENDS."""
 
     reason: str
     sentence: str
@@ -80,7 +81,7 @@ def judge(slots: Sequence[Slot], live: Shape, canary: Shape, rules: Rules, look:
     if mine < rules.min_requests:
         return None
     if theirs < rules.min_requests:
-        return _alone(slots)
+        return _alone(slots, canary)
     return (
         _errors(slots, canary, rules, ERRORS_BY_CHANCE * part)
         or _finish(live, canary, rules, FINISH_BY_CHANCE * part)
@@ -111,6 +112,11 @@ def _counts(slots: Sequence[Slot], left_out: int | None = None) -> list[tuple[in
     ]
 
 
+def _sums(counts: list[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
+    theirs, failed, mine, mine_failed = zip(*counts, strict=True) if counts else ((), (), (), ())
+    return sum(theirs), sum(failed), sum(mine), sum(mine_failed)
+
+
 def _errors(slots: Sequence[Slot], shape: Shape, rules: Rules, chance: float) -> Verdict | None:
     """More failures than the live version has in the same seconds, and not of one caller alone.
 
@@ -122,7 +128,7 @@ def _errors(slots: Sequence[Slot], shape: Shape, rules: Rules, chance: float) ->
         latest = slots[-size:]
         counts = _counts(latest)
         chance /= 2
-        theirs, failed, mine, mine_failed = (sum(column) for column in zip(*counts, strict=True))
+        theirs, failed, mine, mine_failed = _sums(counts)
         if min(theirs, mine) < rules.min_requests:
             return None
         if _too_many(counts, rules, chance) and not _one_caller(latest, shape, rules, chance):
@@ -137,29 +143,38 @@ def _errors(slots: Sequence[Slot], shape: Shape, rules: Rules, chance: float) ->
 
 def _one_caller(slots: Sequence[Slot], shape: Shape, rules: Rules, chance: float) -> bool:
     """Whether there are others, and nothing is left to say against the canary without the one that fails most."""
+    worst = _worst(slots, shape)
+    return worst is not None and not _too_many(_counts(slots, worst), rules, chance)
+
+
+def _worst(slots: Sequence[Slot], shape: Shape) -> int | None:
+    """The group of callers with the most failures; None where there are hardly any others."""
     by_group: dict[int, int] = {}
     for slot in slots:
         for group, count in slot.canary_failed.items():
             by_group[group] = by_group.get(group, 0) + count
     if len(by_group.keys() | {group for group, _ in shape.finish}) < FEW_CALLERS:
-        return False
-    worst = max(by_group, key=lambda group: by_group[group])
-    return not _too_many(_counts(slots, worst), rules, chance)
+        return None
+    return max(by_group, key=lambda group: by_group[group])
 
 
 def _too_many(counts: list[tuple[int, int, int, int]], rules: Rules, chance: float) -> bool:
-    theirs, failed, mine, mine_failed = (sum(column) for column in zip(*counts, strict=True))
+    theirs, failed, mine, mine_failed = _sums(counts)
     if not mine or mine_failed / mine - failed / theirs <= rules.max_error_increase:
         return False
     return failures(counts) <= chance
 
 
-def _alone(slots: Sequence[Slot]) -> Verdict | None:
+def _alone(slots: Sequence[Slot], shape: Shape) -> Verdict | None:
     """Nearly all callers have the canary: there is nothing to compare with, so only a wreck is ended."""
-    mine, theirs = sum(slot.canary for slot in slots), sum(slot.live for slot in slots)
-    failed, theirs_failed = sum(sum(s.canary_failed.values()) for s in slots), sum(slot.live_failed for slot in slots)
+    theirs, theirs_failed, mine, failed = _sums(_counts(slots))
     if 2 * failed <= mine or (theirs and 2 * theirs_failed > theirs):
         return None
+    worst = _worst(slots, shape)
+    if worst is not None:
+        _, _, others, others_failed = _sums(_counts(slots, worst))
+        if 2 * others_failed <= others:
+            return None
     return Verdict(
         "errors",
         f"{failed} of {mine} canary requests failed ({_percent(failed / mine)}); "

@@ -102,6 +102,7 @@ async def open_gateway(
         def swap(snapshot: Snapshot) -> None:
             proxy.snapshot = snapshot
             canaries.follow(snapshot)
+            metrics.drop_models(snapshot.without)
             if heartbeat is not None:
                 heartbeat.changed()
                 reconciler.wake()  # another gateway may have moved what engines should have

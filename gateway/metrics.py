@@ -1,13 +1,14 @@
 """Every metric and every label name of the product; one collector turns plain counts into Prometheus text.
 
 The hot path adds to dicts and lists (about 0.1 µs each, where a prometheus-client update costs 1-2 µs); only a
-scrape builds metric objects. The `model` label takes the 50 busiest public names, all others share `other`.
+scrape builds metric objects. The `model` label takes the 50 busiest public names, all others share `other`; a name
+that had no request for an hour, or is gone, leaves its label to another.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -18,8 +19,12 @@ from prometheus_client.core import (
     Metric,
 )
 
+from adapters.canary import ENDS
+
 MODEL_LABELS = 50
+IDLE_SCRAPES = 240  # an hour, at one every 15 s: whoever had no request for so long gives its label to who has
 OTHER = "other"
+NO_MODEL = "none"  # label of requests that named no model of ours
 GONE = "gone"  # replica label of all that have left: addresses come and go for ever
 
 Labels: TypeAlias = tuple[str, ...]
@@ -63,55 +68,56 @@ class Histogram:
 
 
 class ByModel:
-    """Counters with a `model` label: counted per exact name, shown for the busiest 50 and `other`.
+    """Counters with a `model` label: counted per exact name, shown for some names and for all others as `other`.
 
-    A name that has once been shown keeps its label, and what it had counted before stays in `other`:
-    so no series ever goes down.
+    A name that gets a label has what it had counted before in `other`, and begins with 0; one that loses its label
+    is no longer shown. So no series ever goes down, and 10,000 names cost a scrape what they did since the last one.
     """
 
-    __slots__ = ("counts", "model_at", "shown")
+    __slots__ = ("counts", "model_at", "others")
 
     def __init__(self, model_at: int) -> None:
-        self.counts: dict[Labels, int] = {}
+        self.counts: dict[Labels, int] = {}  # of names without a label: since the last scrape
         self.model_at = model_at  # place of the model in the label tuple
-        self.shown: dict[Labels, int] = {}  # label tuple → count when its model got its own label
+        self.others: dict[Labels, int] = {}
 
     def add(self, labels: Labels, amount: int = 1) -> None:
         counts = self.counts
         counts[labels] = counts.get(labels, 0) + amount
 
-    def samples(self, named: set[str]) -> Iterator[tuple[Labels, int]]:
+    def samples(self, named: Container[str]) -> Iterator[tuple[Labels, int]]:
         """What a scrape shows; `named` are the models with a label of their own."""
-        at = self.model_at
-        others: dict[Labels, int] = {}
-        for labels, count in self.counts.items():
-            folded = (*labels[:at], OTHER, *labels[at + 1 :])
-            if labels[at] in named:
-                before = self.shown.setdefault(labels, 0)
-                if before:
-                    others[folded] = others.get(folded, 0) + before
-                yield labels, count - before
-            else:
-                others[folded] = others.get(folded, 0) + count
-        yield from others.items()
+        for labels in [labels for labels in self.counts if labels[self.model_at] not in named]:
+            self._fold(labels, self.counts.pop(labels))
+        yield from self.counts.items()
+        yield from self.others.items()
 
-    def promote(self, model: str) -> None:
-        """From now on `model` has its own label; what it counted so far stays in `other`."""
-        for labels, count in self.counts.items():
-            if labels[self.model_at] == model:
-                self.shown[labels] = count
+    def begin(self, model: str) -> None:
+        """From now on `model` has its own label."""
+        for labels in [labels for labels in self.counts if labels[self.model_at] == model]:
+            self._fold(labels, self.counts[labels])
+            self.counts[labels] = 0
+
+    def forget(self, model: str) -> None:
+        """It is shown no longer."""
+        for labels in [labels for labels in self.counts if labels[self.model_at] == model]:
+            del self.counts[labels]
+
+    def _fold(self, labels: Labels, count: int) -> None:
+        folded = (*labels[: self.model_at], OTHER, *labels[self.model_at + 1 :])
+        self.others[folded] = self.others.get(folded, 0) + count
 
 
 class CanaryCounts:
-    """What canaries did. The first 50 names that had one keep a label of their own, all others share `other`."""
+    """What canaries did. The first 50 names that had one keep a label of their own while they exist, others share `other`."""
 
-    __slots__ = ("_named", "ended", "percent", "requests")
+    __slots__ = ("ended", "named", "percent", "requests")
 
     def __init__(self) -> None:
         self.requests: dict[Labels, int] = {}  # model, arm, outcome
-        self.ended: dict[Labels, int] = {}  # reason
+        self.ended: dict[Labels, int] = {(reason,): 0 for reason in ENDS}  # an alert waits for the first of each
         self.percent: dict[str, float] = {}  # public name → percent of callers, of canaries that run
-        self._named: set[str] = set()
+        self.named: set[str] = set()
 
     def add(self, model: str, arm: str, outcome: str) -> None:
         add(self.requests, self._label(model), arm, outcome)
@@ -130,11 +136,17 @@ class CanaryCounts:
                 share.add_metric((model,), percent)
         yield share
 
+    def forget(self, model: str) -> None:
+        """It is shown no longer."""
+        self.named.discard(model)
+        for labels in [labels for labels in self.requests if labels[0] == model]:
+            del self.requests[labels]
+
     def _label(self, model: str) -> str:
-        if model not in self._named:
-            if len(self._named) >= MODEL_LABELS:
+        if model not in self.named:
+            if len(self.named) >= MODEL_LABELS:
                 return OTHER
-            self._named.add(model)
+            self.named.add(model)
         return model
 
 
@@ -162,9 +174,17 @@ class Metrics:
         self.in_flight: Callable[[], int] = lambda: 0
         self.replica_up: Callable[[], Iterable[tuple[str, bool]]] = lambda: ()
         self.adapters: Callable[[], Mapping[str, int]] = dict
-        self._named: set[str] = set()
+        self._named: dict[str, tuple[int, int]] = {}  # model → requests at the scrape at which it last had new ones
+        self._scrapes = 0
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
+
+    def drop_models(self, gone: Callable[[Collection[str]], Collection[str]]) -> None:
+        """What is gone leaves its label to others."""
+        for model in gone(self._named.keys() - {NO_MODEL}):
+            self._forget(model)
+        for model in gone(self.canaries.named):
+            self.canaries.forget(model)
 
     def forget_replica(self, url: str) -> None:
         """What it counted is from now on shown as that of all that have left."""
@@ -217,19 +237,33 @@ class Metrics:
         yield from self.canaries.families()
 
     def _name_the_busiest(self) -> None:
-        free = MODEL_LABELS - len(self._named)
-        if free <= 0:
-            return
+        """Give the labels that are free, and those of names that are idle, to the busiest since the last scrape."""
+        self._scrapes += 1
         totals: dict[str, int] = {}
         for (_, model, _), count in self.requests.counts.items():
-            if model not in self._named:
-                totals[model] = totals.get(model, 0) + count
-        first = not self._named  # nothing was shown before: nothing to carry over
-        for model in sorted(totals, key=lambda name: totals[name], reverse=True)[:free]:
-            self._named.add(model)
+            totals[model] = totals.get(model, 0) + count
+        named = self._named
+        for model, (before, _) in named.items():
+            total = totals.pop(model, 0)
+            if total != before:
+                named[model] = total, self._scrapes
+        totals.pop(OTHER, None)  # a name like any, and the label of the rest
+        idle = [model for model, (_, at) in named.items() if self._scrapes - at >= IDLE_SCRAPES]
+        first = not named  # nothing was shown before: nothing to carry over
+        for model in sorted(totals, key=lambda name: totals[name], reverse=True)[:MODEL_LABELS]:
+            if len(named) >= MODEL_LABELS:
+                if not idle:
+                    return
+                self._forget(idle.pop(0))
+            named[model] = totals[model] if first else 0, self._scrapes
             if not first:
-                self.requests.promote(model)
-                self.tokens.promote(model)
+                self.requests.begin(model)
+                self.tokens.begin(model)
+
+    def _forget(self, model: str) -> None:
+        del self._named[model]
+        self.requests.forget(model)
+        self.tokens.forget(model)
 
     def _by_model(self, name: str, text: str, labels: Labels) -> CounterMetricFamily:
         counter = self.requests if labels[0] == "route" else self.tokens

@@ -5,7 +5,7 @@ Built by gateway/refresh.py from the database; read by every request. Must not k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 
@@ -70,6 +70,13 @@ class Snapshot:
     models: Mapping[str, Target] = field(repr=False)  # listed public names, base included → live target
     versions: Mapping[str, Target] = field(repr=False)  # `name@<12 hex>` → that version's target
     canaries: Mapping[str, Target] = field(default_factory=dict, repr=False)  # those of `models` with a canary
+
+    def without(self, names: Collection[str]) -> frozenset[str]:
+        """Which of `names` have no version here; none while it is not known which have."""
+        missing = frozenset(name for name in names if name not in self.models)
+        if not missing or self.base is None:
+            return frozenset()
+        return missing - {target.name for target in self.versions.values()}
 
 
 EMPTY = Snapshot(serial=0, base=None, keys={}, models={}, versions={})

@@ -81,6 +81,15 @@ def test_without_live_requests_only_a_wreck_is_ended() -> None:
     assert verdict.sentence == "70 of 80 canary requests failed (88 %); 3 live ones are too few to compare with"
 
 
+def test_one_caller_alone_does_not_end_what_nearly_all_have() -> None:
+    """Retries of a request that breaks the engine are most of a young canary's traffic."""
+    noisy = slots(5, 0, 100, 60, groups=1)
+    assert judge(noisy, GOOD, GOOD, RULES, 1) is None
+    assert judge(noisy, GOOD, finishing(2, stop=20), RULES, 1) is not None, "there are hardly any others"
+    others_too = Slot(5, 0, 100, {0: 60, **dict.fromkeys(range(1, 9), 4)})
+    assert judge([others_too], GOOD, GOOD, RULES, 1) is not None, "32 of the other 40 failed, too"
+
+
 def test_other_finish_reasons_end_it() -> None:
     quiet = slots(720, 3, 100, 0)
     verdict = judge(quiet, finishing(stop=70, length=2), finishing(stop=6, length=4), RULES, 1)

@@ -118,3 +118,21 @@ async def test_limits_and_canaries_of_another_are_not_seen(engine: FakeVLLM, tmp
             assert answer.status_code == 200
             assert "theirs" not in str(answer.headers) + answer.text
         await at_rest(gateway)
+
+
+async def test_an_adapter_that_is_gone_leaves_its_labels(engine: FakeVLLM, tmp_path: Path) -> None:
+    async with quiet(tmp_path / "data", [engine]) as gateway:
+        await register(gateway, "mine", 1)
+        pinned = f"theirs@{(await register(gateway, 'theirs', 2, promote=False))['versions'][0]['version']}"
+        async with await gateway.http(await counted(gateway)) as http, gateway.admin() as admin:
+            asked = [await code(http, model) for model in ("mine", pinned, "nobody")]
+            assert asked == [200, 200, 404]
+            assert "theirs" in (await admin.get("/metrics")).text
+            await register(gateway, "another", 3)
+            for model in ("mine", "theirs", "none"):
+                assert await gateway.metric("loragate_requests_total", model=model) == 1, "it is still there"
+            await admin.delete(f"{ADAPTERS}/theirs")
+            page = (await admin.get("/metrics")).text
+            assert "theirs" not in page
+            assert 'model="mine"' in page
+        await at_rest(gateway)
