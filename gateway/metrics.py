@@ -109,7 +109,7 @@ class ByModel:
 
 
 class CanaryCounts:
-    """What canaries did. The first 50 names that had one keep a label of their own while they exist, others share `other`."""
+    """What canaries did. The first 50 names that had one keep a label of their own until they are removed."""
 
     __slots__ = ("ended", "named", "percent", "requests")
 
