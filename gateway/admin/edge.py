@@ -13,7 +13,7 @@ from types import TracebackType
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapters.errors import ServiceError
+from adapters.errors import InvalidRequest, ServiceError
 from gateway.admin.access import CALLER
 from gateway.errors import RequestTimeout, RequestTooLarge, UnsupportedMedia
 from gateway.keys import Key
@@ -89,7 +89,7 @@ async def _answer(error: ServiceError, send: Send) -> None:
 
 
 async def _read(scope: Scope, receive: Receive) -> bytes:
-    """The whole body; RequestTooLarge, RequestTimeout, UnsupportedMedia."""
+    """The whole body; RequestTooLarge, RequestTimeout, UnsupportedMedia, InvalidRequest."""
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -104,6 +104,8 @@ async def _read(scope: Scope, receive: Receive) -> bytes:
                     break
     except TimeoutError:
         raise RequestTimeout(f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s.") from None
+    if body and scope["method"] == "DELETE":  # a version in it, not looked at, would be taken for "all of them"
+        raise InvalidRequest("DELETE takes no body. Name a version in the URL, as ?version= and its 12 digits.")
     if body:
         kinds = [value for name, value in scope["headers"] if name == b"content-type"]
         if len(kinds) != 1 or kinds[0].split(b";")[0].strip().lower() != b"application/json":

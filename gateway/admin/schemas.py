@@ -205,16 +205,18 @@ class RulesChosen(Strict):
     """When a canary ends by itself; what is left out is as it is by default."""
 
     min_requests: int = Field(50, strict=True, ge=1, le=10**6, description="of each arm, before anything is compared")
-    max_error_increase: float = Field(0.02, ge=0, le=1, description="share of failed requests, canary less live")
-    max_latency_ratio: float = Field(1.5, ge=1, le=1000, description="canary ÷ live")
-    max_finish_change: float = Field(0.15, ge=0, le=1, description="share of answers that end for another reason")
+    max_error_increase: float = Field(0.02, strict=True, ge=0, le=1, description="share of failed requests, canary less live")
+    max_latency_ratio: float = Field(1.5, strict=True, ge=1, le=1000, description="canary ÷ live")
+    max_finish_change: float = Field(
+        0.15, strict=True, ge=0, le=1, description="share of answers that end for another reason"
+    )
 
 
 class CanaryChosen(Strict):
     version: VersionDigits | None = Field(
         None, description="12 hex digits; only where `percent` is 0 it may be left out"
     )
-    percent: float = Field(ge=0, le=100, description="of callers; 0 ends the canary")
+    percent: float = Field(strict=True, ge=0, le=100, description="of callers; 0 ends the canary")
     rules: RulesChosen = RulesChosen()
     why: Why = ""
 

@@ -68,6 +68,16 @@ async def test_the_life_of_two_versions(room: AdminRoom) -> None:
     assert (await room.root_client.get(f"{PATH}/cs")).status_code == 404
 
 
+async def test_a_version_in_the_body_of_a_delete_does_not_remove_the_adapter(room: AdminRoom) -> None:
+    """As promote, load and unload take it; what is not looked at must not be taken for "all of it"."""
+    adapter = await register(room, 1, promote=True)
+    for body in ({"version": versions(adapter)[0]}, {}):
+        refused = await room.root_client.request("DELETE", f"{PATH}/cs", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_value"), refused.text
+        assert "?version=" in refused.json()["error"]["message"]
+    assert (await room.root_client.get(f"{PATH}/cs")).json()["live"] == adapter["live"]
+
+
 async def test_pages_by_name(room: AdminRoom) -> None:
     for name in ("b", "a", "ft:base:org::c"):
         await register(room, 1, name)

@@ -311,6 +311,8 @@ async def test_what_cannot_be_a_canary(room: Trying) -> None:
         ({"version": "f" * 12, "percent": 10}, 404),
         ({"version": version, "percent": 101}, 400),
         ({"version": version, "percent": -1}, 400),
+        ({"version": version, "percent": True}, 400),
+        ({"version": version, "percent": "10"}, 400),
         ({"version": version}, 400),
         ({"percent": 10}, 400),
         ({"percent": 0}, 409),
