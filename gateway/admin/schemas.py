@@ -205,7 +205,9 @@ class RulesChosen(Strict):
     """When a canary ends by itself; what is left out is as it is by default."""
 
     min_requests: int = Field(50, strict=True, ge=1, le=10**6, description="of each arm, before anything is compared")
-    max_error_increase: float = Field(0.02, strict=True, ge=0, le=1, description="share of failed requests, canary less live")
+    max_error_increase: float = Field(
+        0.02, strict=True, ge=0, le=1, description="share of failed requests, canary less live"
+    )
     max_latency_ratio: float = Field(1.5, strict=True, ge=1, le=1000, description="canary ÷ live")
     max_finish_change: float = Field(
         0.15, strict=True, ge=0, le=1, description="share of answers that end for another reason"

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 
 import click
 
+FOLDED = 16  # cells that a last column needs to be read at all, when it goes over several lines
+
 
 def document(value: object) -> None:
     """The one document of --json; in ASCII where stdout cannot hold all of it."""
@@ -20,20 +22,30 @@ def document(value: object) -> None:
     click.echo(shown)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Aligned columns on stdout, never cut: an id that misses its end is of no use."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], width: int | None = None) -> None:
+    """Aligned columns on stdout, never cut: an id that misses its end, or goes on a line below, is of no use.
+
+    Where a terminal (or `width`) is too narrow for that, the last column is folded, or each row is a block of lines.
+    """
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console = Console(markup=False, highlight=False, emoji=False)
+    console.width = width or (console.width if console.is_terminal else 1000)  # a pipe has no width: one line a row
+    cells = [[text(value) for value in row] for row in rows]
+    needed = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    if sum(needed[:-1]) + 2 * len(needed) + min(needed[-1], FOLDED) > console.width:
+        for row in cells:
+            click.echo()
+            pairs(zip(map(str.lower, columns), row, strict=True))
+        return
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        shown.add_column(column, overflow="fold")
-    for row in rows:
-        shown.add_row(*(Text(text(value)) for value in row))
-    console = Console(markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 1000  # a pipe has no width: one line a row
+        shown.add_column(column, overflow="fold", no_wrap=column != columns[-1])
+    for row in cells:
+        shown.add_row(*(Text(cell) for cell in row))
     console.print(shown)
 
 

@@ -99,6 +99,18 @@ def test_tables_are_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
     assert "[bold]not markup[/bold]" in printed[2]
 
 
+def test_where_a_terminal_is_narrow_ids_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    columns, row = ("ID", "NAME", "WHY"), ("k" * 20, "n" * 20, "one reason " * 8)
+    output.table(columns, [row], width=80)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 2, "the last column goes on below"
+    assert lines[1].startswith(f"{'k' * 20}  {'n' * 20}  one reason")
+    assert max(map(len, lines)) <= 80
+    output.table(columns, [row, row], width=50)
+    block = ["", f"id    {row[0]}", f"name  {row[1]}", f"why   {row[2]}"]
+    assert capsys.readouterr().out.splitlines() == block * 2
+
+
 def client_commands() -> list[list[str]]:
     found = []
     for name in ("keys", "adapters"):
