@@ -180,11 +180,16 @@ class AdapterService:
         given = Canary(found.version, percent, at, rules or Rules())
         return await self._move(found, lambda conn: store.set_canary(conn, name, given, at, by=by, why=why))
 
-    async def end_canary(self, name: str, *, by: str = OPERATOR, why: str = "", only: str | None = None) -> bool:
-        """Answer all callers of `name` with the live version; False where no canary, or another than `only`, runs."""
-        at = self._clock()
+    async def end_canary(
+        self, name: str, *, by: str = OPERATOR, why: str = "", only: str | None = None, since: float | None = None
+    ) -> bool:
+        """Answer all callers of `name` with the live version; False where no canary, or another one, runs.
+
+        only, since: its version, and when it began.
+        """
         before = await self._db.read(lambda conn: store.find(conn, name))
-        ended = await self._db.write(lambda conn: store.end_canary(conn, name, at, by=by, why=why, only=only))
+        end = partial(store.end_canary, name=name, at=self._clock(), by=by, why=why, only=only, since=since)
+        ended = await self._db.write(end)
         if ended:
             await self._moved(before)
         return ended

@@ -174,7 +174,10 @@ def point(
 
 
 def set_canary(conn: sa.Connection, name: str, canary: Canary, at: float, *, by: str, why: str = "") -> None:
-    """Let `canary.version` answer a share of the callers of `name`; NotFound, Conflict where it cannot be measured."""
+    """Let `canary.version` answer a share of the callers of `name`; NotFound, Conflict where it cannot be measured.
+
+    One that runs already with this share and these rules goes on: whoever says it again does not have it counted anew.
+    """
     revision.bump(conn)
     adapter = find(conn, name)
     version = _among(adapter, canary.version)
@@ -182,6 +185,8 @@ def set_canary(conn: sa.Connection, name: str, canary: Canary, at: float, *, by:
         raise Conflict(f"{name} has no live version to compare a canary with. Promote {canary.version} instead.")
     if adapter.live == canary.version:
         raise Conflict(f"{name}@{canary.version} is live already: every caller gets it.", param="version")
+    if adapter.canary is not None and replace(adapter.canary, since=canary.since) == canary:
+        return
     values = {
         "canary": canary.version,
         "canary_percent": canary.percent,
@@ -194,14 +199,27 @@ def set_canary(conn: sa.Connection, name: str, canary: Canary, at: float, *, by:
     record(conn, at, f"canary {canary.percent:g} %", version, by=by, why=why)
 
 
-def end_canary(conn: sa.Connection, name: str, at: float, *, by: str, why: str = "", only: str | None = None) -> bool:
-    """Give all callers of `name` the live version again; False where there is no canary, or another than `only`."""
+def end_canary(
+    conn: sa.Connection,
+    name: str,
+    at: float,
+    *,
+    by: str,
+    why: str = "",
+    only: str | None = None,
+    since: float | None = None,
+) -> bool:
+    """Give all callers of `name` the live version again; False where there is no canary, or another one.
+
+    only, since: its version, and when it began: one that began anew is another one.
+    """
     revision.bump(conn)  # first: of two gateways that end it, one sees that it has ended
     adapter = find(conn, name)
-    if adapter.canary is None or only not in (None, adapter.canary.version):
+    running = adapter.canary
+    if running is None or only not in (None, running.version) or since not in (None, running.since):
         return False
     conn.execute(sa.update(adapters).where(adapters.c.name == name).values(**_NO_CANARY, updated_at=at))
-    record(conn, at, "canary ended", _among(adapter, adapter.canary.version), by=by, why=why)
+    record(conn, at, "canary ended", _among(adapter, running.version), by=by, why=why)
     return True
 
 

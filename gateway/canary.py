@@ -48,7 +48,7 @@ class Adapters(Protocol):
     """The little of adapters.service that judging needs."""
 
     async def show(self, name: str) -> Adapter: ...
-    async def end_canary(self, name: str, *, by: str, why: str, only: str | None) -> bool: ...
+    async def end_canary(self, name: str, *, by: str, why: str, only: str | None, since: float | None) -> bool: ...
 
 
 @dataclass(slots=True)
@@ -240,12 +240,13 @@ class Canaries:
     async def _judge(self, name: str, trial: Trial) -> None:
         if trial.known_at != self._serial:
             await self._learn(name, trial)
-        if self._trials.get(name) is not trial or not trial.due():
+        if self._trials.get(name) is not trial or trial.since is None or not trial.due():
             return
         verdict = trial.look()
         if verdict is None:
             return
-        if await self._adapters.end_canary(name, by=BY, why=verdict.sentence, only=trial.version):
+        only, since = trial.version, trial.since
+        if await self._adapters.end_canary(name, by=BY, why=verdict.sentence, only=only, since=since):
             log.warning("the canary %s@%s has ended: %s", name, trial.version, verdict.sentence)
             add(self._metrics.canaries.ended, verdict.reason)
 

@@ -13,8 +13,8 @@ from adapters import revision, store
 from adapters.db import Database
 from adapters.errors import Conflict, NotFound
 from adapters.store import Wish
-from adapters.store_history import events
-from adapters.types import Served, Version, VersionState
+from adapters.store_history import events, history
+from adapters.types import Canary, Rules, Served, Version, VersionState
 
 
 @pytest.fixture
@@ -98,6 +98,30 @@ async def test_every_change_that_requests_see_grows_the_revision(db: Database) -
     assert seen == sorted(set(seen))
     await db.write(lambda conn: store.set_damaged(conn, []))
     assert await revision.current(db) == seen[-1]
+
+
+async def test_a_canary_that_is_said_again_goes_on_and_one_that_began_anew_is_another(db: Database) -> None:
+    one, two = _version("a", 1), _version("a", 2)
+    await _add(db, one, live=True)
+    await _add(db, two)
+
+    async def begin(percent: float, since: float, rules: Rules = Rules()) -> Canary | None:  # noqa: B008
+        canary = Canary(two.version, percent, since, rules)
+        await db.write(lambda conn: store.set_canary(conn, "a", canary, since, by="operator"))
+        return (await db.read(lambda conn: store.find(conn, "a"))).canary
+
+    async def end(since: float) -> bool:
+        only = two.version
+        return await db.write(lambda conn: store.end_canary(conn, "a", 9.0, by="gateway", only=only, since=since))
+
+    first = await begin(10, 1.0)
+    assert await begin(10, 2.0) == first, "what is said again every minute is judged all the same"
+    assert await begin(20, 3.0) == Canary(two.version, 20, 3.0, Rules())
+    assert await begin(20, 4.0, Rules(min_requests=5)) == Canary(two.version, 20, 4.0, Rules(min_requests=5))
+    assert not await end(3.0)
+    assert await end(4.0)
+    said = [event.what for event in (await db.read(lambda conn: history(conn, "a", None, 9)))[0]]
+    assert said == ["canary ended", "canary 20 %", "canary 20 %", "canary 10 %", "registered", "promoted", "registered"]
 
 
 async def test_what_routing_reads_and_what_is_damaged(db: Database) -> None:

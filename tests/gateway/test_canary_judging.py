@@ -167,9 +167,9 @@ class _Registry:
             raise Unavailable("The database is away.")
         return Adapter(name, "0" * 12, None, (), 0.0, 0.0, Canary(VERSION, 10, self.since, Rules(min_requests=5)))
 
-    async def end_canary(self, name: str, *, by: str, why: str, only: str | None) -> bool:
+    async def end_canary(self, name: str, *, by: str, why: str, only: str | None, since: float | None) -> bool:
         self.ended.append((by, why, only))
-        return self.first
+        return self.first and since == self.since
 
 
 def _snapshot(serial: int, *names: str) -> Snapshot:
@@ -238,6 +238,20 @@ async def test_a_canary_that_began_anew_is_counted_anew() -> None:
     await canaries.judge_all()
     assert len(registry.ended) == 1
     assert canaries.figures("support", replace(TRYING, since=3.0))["canary"]["requests"] == 0
+
+
+async def test_a_verdict_on_the_canary_of_before_does_not_end_the_one_that_another_gateway_began() -> None:
+    """Same version, other rules: half a second passes until every gateway knows."""
+    registry, metrics = _Registry(), Metrics()
+    canaries = Canaries(registry, metrics, lambda: 0.0)
+    canaries.follow(_snapshot(1, "support"))
+    await canaries.judge_all()  # knows the rules
+    for n in range(60):
+        canaries.observe(_part(n % 2 == 0, n, error="upstream_error"), "502" if n % 2 == 0 else "200", 1.0, 5, False)
+    registry.since = 2.0
+    await canaries.judge_all()
+    assert len(registry.ended) == 1
+    assert set(metrics.canaries.ended.values()) == {0}
 
 
 async def test_a_registry_that_is_away_is_asked_again_and_who_comes_second_counts_nothing() -> None:
