@@ -11,7 +11,7 @@ from typing import Any
 from adapters.reconcile import Reconciler
 from adapters.served import described
 from adapters.types import ReplicaState
-from gateway.advice import Advice, advise
+from gateway.advice import Advice, Pool, advise
 from gateway.demand import WINDOW_S, Demand
 
 
@@ -23,14 +23,20 @@ class Capacity:
 
     def advice(self) -> Advice:
         seen, base = self._demand.seen(), self._reconciler.base
-        ready = [view for view in self._reconciler.residency.values() if view.state is ReplicaState.READY]
+        views = self._reconciler.residency.values()
+        ready = [view for view in views if view.state is ReplicaState.READY and view.capacity is not None]
+        pinned = frozenset[str]().union(*(view.pinned for view in ready))  # everywhere, whatever is asked for
         return advise(
-            list(seen.rates.values()),
-            working_set=seen.working_set,
+            [rate for name, rate in seen.rates.items() if name not in pinned],
+            working_set=len(seen.asked - pinned),
             requests=seen.requests,
             misses=seen.misses,
             load_s=seen.load_s,
-            per_engine=[view.capacity for view in ready if view.capacity is not None],
+            pool=Pool(
+                capacity=[view.capacity or 0 for view in ready],
+                held=[len(view.pinned | view.foreign) for view in ready],
+                away=len(views) - len(ready),
+            ),
             slot_bytes=_slot_bytes(base.root, self._max_lora_rank) if base is not None else None,
         )
 

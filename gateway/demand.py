@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 
 from adapters import placement
@@ -34,7 +34,7 @@ class Demanded:
     """What was asked for in the last minutes."""
 
     rates: Mapping[str, float]  # engine name → requests a second, smoothed
-    working_set: int  # adapters asked for within WINDOW_S
+    asked: Set[str]  # engine names, within WINDOW_S
     requests: int  # of adapters, within WINDOW_S
     misses: int  # of those, that waited for a load
     loads: int  # within WINDOW_S, by requests
@@ -77,7 +77,7 @@ class Demand:
         loads = now.loads - before.loads
         return Demanded(
             rates=self._rates,
-            working_set=len(self._asked_at),
+            asked=self._asked_at.keys(),
             requests=now.requests - before.requests,
             misses=now.misses - before.misses,
             loads=loads,

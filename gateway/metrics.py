@@ -35,8 +35,8 @@ OVERHEAD_SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01
 
 
 _CAPACITY = {
-    "loragate_adapter_slots": "Adapters that all ready engines hold together.",
-    "loragate_adapter_working_set": "Adapters asked for in the last five minutes.",
+    "loragate_adapter_slots": "Adapters that all ready engines hold together, beside pinned ones.",
+    "loragate_adapter_working_set": "Adapters asked for in the last five minutes, but pinned ones.",
     "loragate_adapter_window_requests": "Requests for adapters in the last five minutes.",
     "loragate_adapter_window_misses": "Of those, the ones that waited for a load.",
 }

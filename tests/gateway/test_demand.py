@@ -66,6 +66,25 @@ async def test_six_adapters_on_two_times_two_slots_all_answer_and_are_counted(tm
         assert await gateway.metric("loragate_adapter_misses_total") > 0
 
 
+async def test_the_advice_knows_of_pinned_places_and_of_engines_that_are_away(tmp_path: Path) -> None:
+    async with _fleet(tmp_path, 2, 2) as (gateway, engines):
+        await gateway.started.gateway.adapters.load(NAMES[0])
+        for _ in range(20):
+            for name in NAMES[:4]:
+                await _ask(gateway, name)
+        demand, _ = _followed(gateway)
+        await demand.turn()
+        async with gateway.admin() as http:
+            capacity = (await http.get("/admin/v1/status")).json()["capacity"]
+            assert (capacity["slots"], capacity["working_set"], capacity["advised_max_loras"]) == (2, 3, 3)
+            assert "3 adapters are in use and 2 fit beside the 1 on each engine" in capacity["advice"]
+            await engines[1].stop()
+            async with asyncio.timeout(30):
+                while "1 of 2 engines is not ready: bring it back first." not in capacity["advice"]:
+                    await asyncio.sleep(0.05)
+                    capacity = (await http.get("/admin/v1/status")).json()["capacity"]
+
+
 async def test_what_is_asked_for_most_is_brought_to_its_further_homes_before_it_is_asked_for_there(
     tmp_path: Path,
 ) -> None:
