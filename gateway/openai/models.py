@@ -92,8 +92,8 @@ class ModelRoutes:
         if model == self._proxy.snapshot.base:
             self._seen(key, model)
             raise Forbidden("The base model belongs to no key and cannot be deleted here.", retryable=False)
-        name, _, version = model.partition("@")
-        adapter = await self._find(name, version)
+        name, at, version = model.partition("@")
+        adapter = await self._find(name, version) if version or not at else None
         if adapter is None:
             raise ModelNotFound(_missing(model), param="model")
         if ADMIN not in key.scopes and adapter.owner != key.id:

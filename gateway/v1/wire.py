@@ -141,6 +141,7 @@ def _model(target: Target, base: str | None, name: str) -> dict[str, Any]:
         "created": target.created,
         "owned_by": "loragate",
         "parent": parent,
+        "version": target.version,  # that answers; of a name with a canary the live one
     }
 
 

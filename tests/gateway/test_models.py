@@ -111,9 +111,11 @@ async def test_only_names_and_times_are_shown(gateway: Running, engine: FakeVLLM
     async with await gateway.http() as http:
         page = (await http.get("/v1/models")).json()
         one = (await http.get(f"/v1/models/a@{live['version']}")).json()
-    created = {"object": "model", "created": live["created_at"], "owned_by": "loragate", "parent": "demo-base"}
-    assert page["data"][1] == {"id": "a", **created}
-    assert one == {"id": f"a@{live['version']}", **created}
+    said = {"created": live["created_at"], "parent": "demo-base", "version": live["version"]}
+    said |= {"object": "model", "owned_by": "loragate"}
+    assert page["data"][1] == {"id": "a", **said}
+    assert one == {"id": f"a@{live['version']}", **said}
+    assert (page["data"][0]["parent"], page["data"][0]["version"]) == (None, None)
 
 
 # Delete -------------------------------------------------------------------------------------------------------
@@ -138,6 +140,7 @@ async def test_whoever_owns_it_deletes_it(gateway: Running, engine: FakeVLLM, tm
         ("nobody", owner, (404, "model_not_found")),
         ("a@0123456789ab", owner, (404, "model_not_found")),
         ("a@", other, (404, "model_not_found")),
+        ("a@", owner, (404, "model_not_found")),  # a version that is missing is not all of them
         ("../a", owner, (404, "model_not_found")),
         ("demo-base", owner, (403, "insufficient_scope")),
         ("demo-base", blind, (404, "model_not_found")),

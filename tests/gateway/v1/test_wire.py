@@ -182,8 +182,8 @@ def test_models() -> None:
     assert rendered == {
         "object": "list",
         "data": [
-            {"id": "demo", "created": 1, "parent": None, **plain},
-            {"id": "cs", "created": 2, "parent": "demo", **plain},
+            {"id": "demo", "created": 1, "parent": None, "version": None, **plain},
+            {"id": "cs", "created": 2, "parent": "demo", "version": "0123456789ab", **plain},
         ],
     }
     assert json.loads(wire.model_body(adapter, "demo", "cs")) == rendered["data"][1]
