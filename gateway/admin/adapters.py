@@ -18,6 +18,7 @@ from adapters.types import Adapter, Canary, Rules, Version
 from gateway.admin import verdicts
 from gateway.admin.access import Admin, admin
 from gateway.admin.schemas import (
+    NAME,
     AdapterRegister,
     AdapterSource,
     AdapterView,
@@ -44,7 +45,7 @@ from gateway.keys import Key
 from gateway.tokens import ROOT_ID
 
 # Whatever else stands in a URL is not repeated in a refusal.
-Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
+Name = Annotated[str, Path(pattern=NAME)]
 
 
 Figures = Callable[[str, Canary], dict[str, Any]]  # public name, its canary → what both arms did
@@ -142,7 +143,10 @@ class AdapterRoutes:
         """Let a version answer a share of the callers until it is worse than the live one; percent 0 ends that."""
         if body.percent == 0:
             if not await self._adapters.end_canary(name, by=_by(caller), why=body.why, only=body.version):
-                raise Conflict(f"{name} has no such canary. `loragate adapters show {name}` says what answers.")
+                raise Conflict(
+                    f"{name} has no canary{' of that version' if body.version else ''}. "
+                    f"`loragate adapters show {name}` says what answers."
+                )
             return self._view(await self._adapters.show(name))
         if body.version is None:
             raise InvalidRequest("`version` is required: 12 hex digits of the version to try.", param="version")

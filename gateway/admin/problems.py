@@ -10,8 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from adapters.errors import InvalidRequest, ServiceError
+from gateway.admin.schemas import IN_WORDS
 from gateway.errors import InvalidJson, MethodNotAllowed, UnknownRoute, UnsupportedParameter
 
+_ONE_OF_SEVERAL = ("constrained-", "function-")  # pydantic's names for the types that a field may have
 # A field name is the caller's text too: anything that is not plainly one is not repeated.
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 
@@ -45,6 +47,8 @@ def from_http(error: HTTPException) -> ServiceError:
 def _path(where: Sequence[int | str]) -> str | None:
     """`limits.0.rpm` of ("body", "limits", 0, "rpm"); None where it would repeat odd text or names nothing."""
     parts = [str(part) for part in where[1:]]
+    if parts and parts[-1].startswith(_ONE_OF_SEVERAL):
+        parts.pop()
     return ".".join(parts) if parts and all(_PLAIN.fullmatch(p) or p.isdigit() for p in parts) else None
 
 
@@ -56,5 +60,7 @@ def _rule(problem: dict[str, Any]) -> str:
     """Pydantic's sentence about the rule; it names types and bounds, never the input, except for what is left out."""
     if problem["type"] in ("string_unicode", "value_error"):
         return "it is not valid text" if problem["type"] == "string_unicode" else str(problem["ctx"]["error"])
+    if problem["type"] == "string_pattern_mismatch":
+        return IN_WORDS[problem["ctx"]["pattern"]]
     message = str(problem["msg"])
     return message[0].lower() + message[1:] if message else "it is not allowed"

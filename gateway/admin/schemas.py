@@ -23,6 +23,19 @@ def _text(moment: object) -> object:
     return moment
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
+KEY_ID = r"^[A-Za-z0-9]{1,64}$"
+VERSION = r"^[0-9a-f]{12}$"
+SOURCE = r"^[^\x00-\x1f\x7f]+$"
+GROUPS = r"^(none|(key|model|day)(,(key|model|day)){0,2})$"
+IN_WORDS = {  # what a refusal says in place of the pattern
+    NAME: "it is not a public name, such as customer-service (a version of it is given apart)",
+    KEY_ID: "it is not a key's id",
+    VERSION: "it is not the 12 hex digits of a version",
+    SOURCE: "it has characters that no path and no URL has",
+    GROUPS: "it is neither none nor some of key, model, day with commas between them",
+}
+
 Scope = Literal["inference", "training", "admin"]
 Ceiling = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 DailyTokens = Annotated[int, Field(strict=True, ge=1, le=2**53 - 1)]
@@ -116,11 +129,11 @@ class KeyIssued(KeyView):
 class UsagePaging(Strict):
     since: date | None = Field(None, description="first UTC day, YYYY-MM-DD")
     until: date | None = Field(None, description="last UTC day, included")
-    key: str | None = Field(None, pattern=r"^[A-Za-z0-9]{1,64}$", description="a key's id")
-    model: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")
+    key: str | None = Field(None, pattern=KEY_ID, description="a key's id")
+    model: str | None = Field(None, pattern=NAME)
     group_by: str = Field(
         "key,model,day",
-        pattern=r"^(none|(key|model|day)(,(key|model|day)){0,2})$",
+        pattern=GROUPS,
         description="comma-separated key, model, day; or none for one sum",
     )
     after: int = Field(0, ge=0, le=10**9, description="how many rows were already seen")
@@ -139,13 +152,13 @@ class UsageView(BaseModel):
     total_tokens: int
 
 
-VersionDigits = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$", description="12 hex digits")]
+VersionDigits = Annotated[str, Field(pattern=VERSION, description="12 hex digits")]
 Source = Annotated[
     str,
     Field(
         min_length=1,
         max_length=4096,
-        pattern=r"^[^\x00-\x1f\x7f]+$",
+        pattern=SOURCE,
         description="an adapter in PEFT's format: the absolute path of a folder or an archive (.tar.gz, .zip) on the "
         "gateway's machine, hf://owner/repo@revision/folder, an object of s3 or gs, or the https URL of an archive",
     ),
@@ -157,9 +170,7 @@ class AdapterRegister(Strict):
     name: str = Field(min_length=1, max_length=128, description="the public name")
     promote: bool = Field(False, strict=True, description="answer with it at once")
     notes: str = Field("", max_length=4096)
-    owner: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9]{1,64}$", description="of a new adapter: id of the key that may delete it"
-    )
+    owner: str | None = Field(None, pattern=KEY_ID, description="of a new adapter: id of the key that may delete it")
 
 
 class AdapterSource(Strict):

@@ -124,12 +124,17 @@ class AdminClient:
             document = json.loads(text)
         except ValueError:
             document = None
-        if not isinstance(document, dict):
+        if not isinstance(document, dict) or (status >= 400 and not isinstance(document.get("error"), dict)):
             raise Refused(f"What answers at {self._place.url} is not a loragate gateway (status {status}).")
         if status < 400:
             return document
-        message = _message(document)
-        if status == 401 and self._place.key is None:
+        message = str(document["error"].get("message"))
+        if document["error"].get("code") == "unknown_url":
+            message = (
+                f"{self._place.url} does not know what was asked for. Check the name, and that this is a gateway's "
+                "admin port (8001 unless told otherwise) and not its public one."
+            )
+        elif status == 401 and self._place.key is None:
             message = (
                 f"There is no admin key at {self._place.source}. Name the data directory, or set LORAGATE_ADMIN_KEY."
             )
@@ -181,11 +186,6 @@ class AdminClient:
 def segment(text: str) -> str:
     """One path segment of a URL, whatever the text."""
     return quote(text, safe=":@")
-
-
-def _message(document: dict[str, Any]) -> str:
-    error = document.get("error")
-    return str(error.get("message")) if isinstance(error, dict) else "The gateway refused without saying why."
 
 
 def _line(path: Path) -> str | None:

@@ -203,6 +203,20 @@ async def test_bad_bodies_are_400_and_never_repeated(room: AdminRoom) -> None:
     assert (await room.root_client.get("/admin/v1/keys")).json()["data"] == []
 
 
+async def test_refusals_name_the_field_and_say_its_rule_in_words(room: AdminRoom) -> None:
+    moment = await room.root_client.post("/admin/v1/keys", json={"name": "x", "expires_at": "soon"})
+    assert error_of(moment)["param"] == "expires_at"
+    digits, name = {"version": "latest"}, "/admin/v1/adapters/cs@0123456789ab"
+    for response, param, said in (
+        (await room.root_client.post("/admin/v1/adapters/cs/promote", json=digits), "version", "12 hex digits"),
+        (await room.root_client.get(name), "name", "such as customer-service (a version of it is given apart)"),
+        (await room.root_client.get("/admin/v1/usage?group_by=year"), "group_by", "key, model, day"),
+        (await room.root_client.get("/admin/v1/usage?key=a-b"), "key", "a key's id"),
+    ):
+        assert (response.status_code, error_of(response)["param"]) == (400, param)
+        assert said in error_of(response)["message"]
+
+
 async def test_bad_queries_are_400(room: AdminRoom) -> None:
     for query in ("limit=0", "limit=1001", "limit=x", "what=1", f"limit={CANARY}"):
         response = await room.root_client.get(f"/admin/v1/keys?{query}")

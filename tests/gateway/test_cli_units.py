@@ -209,7 +209,15 @@ def test_lists_of_commands_are_whole_sentences_and_short_flags_work() -> None:
         assert "..." not in shown.stdout.partition("Commands:")[2], shown.stdout
 
 
-def test_something_else_on_the_port_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        ("200 OK", "<html>", "is not a loragate gateway (status 200)"),
+        ("404 Not Found", '{"detail":"Not Found"}', "is not a loragate gateway (status 404)"),  # an engine, for one
+        ("404 Not Found", '{"error":{"message":"?","code":"unknown_url"}}', "admin port (8001 unless told otherwise)"),
+    ],
+)
+def test_something_else_on_the_port_is_said(tmp_path: Path, status: str, body: str, said: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         child = subprocess.Popen(
@@ -222,10 +230,10 @@ def test_something_else_on_the_port_is_said(tmp_path: Path) -> None:
         peer, _ = server.accept()
         with peer:
             peer.recv(4096)
-            peer.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>")
+            peer.sendall(f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
         stdout, stderr = child.communicate(timeout=30)
     assert (child.returncode, stdout) == (1, "")
-    assert "is not a loragate gateway" in stderr
+    assert said in stderr
 
 
 def test_flags_become_settings(tmp_path: Path) -> None:
