@@ -120,6 +120,8 @@ class Trial:
             arm.finish[part.finish] += 1
             key = (group, part.finish)
             shape.finish[key] = shape.finish.get(key, 0) + 1
+        if part.waited:
+            return
         for measure, logarithm in measures(part.first_s, seconds, tokens, stream=stream):
             count, total = shape.seconds.get((group, measure), (0, 0.0))
             shape.seconds[group, measure] = count + 1, total + logarithm

@@ -184,7 +184,11 @@ class Proxy:
         tried: Replica | None = None
         lost = 0  # replicas that turned out not to have it
         while True:
-            replica = self.fleet.pick(target, tried) or await self._choose(target)
+            replica = self.fleet.pick(target, tried)
+            if replica is None:
+                if work.part is not None:
+                    work.part.waited = True
+                replica = await self._choose(target)
             self._send(x, work, replica, body, stream)
             while not x.settled:
                 await PAUSE

@@ -22,6 +22,7 @@ class Part:
     canary: str  # the version that is tried
     chosen: bool  # it answers with the canary
     group: int  # of callers, 0 to 255: what one caller does must not pass for what all do
+    waited: bool = False  # for its weights to come into a slot: its time says nothing of them
     first_s: float = 0.0  # a stream's time to its first token
     finish: str = ""  # why the answer ended
     error: str = ""  # code of the error that the caller got

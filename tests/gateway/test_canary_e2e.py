@@ -85,9 +85,9 @@ class Trying:
 
 
 @asynccontextmanager
-async def trying(tmp_path: Path, versions: int = 2) -> AsyncIterator[Trying]:
+async def trying(tmp_path: Path, versions: int = 2, engine: FakeVLLM | None = None) -> AsyncIterator[Trying]:
     async with (
-        FakeVLLM() as engine,
+        engine or FakeVLLM() as engine,
         running(tmp_path / "data", [engine]) as gateway,
         await gateway.http() as http,
         gateway.admin() as admin,
@@ -257,6 +257,27 @@ async def test_callers_own_mistakes_and_leaving_are_nobodys_fault(room: Trying) 
         while (canary := (await room.shown())["canary"])["canary"]["left"] < 6:
             await asyncio.sleep(0.02)
     assert (canary["canary"]["requests"], canary["canary"]["refused"], canary["canary"]["errors"]) == (0, 6, 0)
+
+
+async def test_a_version_that_has_to_be_fetched_into_a_slot_is_not_slow(tmp_path: Path) -> None:
+    """A canary is asked for less than the live version, so it is put out of the slots more often."""
+    async with trying(tmp_path, engine=FakeVLLM(max_loras=2)) as room:
+        for n in range(2):
+            busy = {"source": str(tiny_lora(tmp_path / f"busy-{n}", 8 + n)), "name": f"busy-{n}", "promote": True}
+            assert (await room.admin.post(ADAPTERS, json=busy)).status_code == 201
+        await room.canary(100)
+
+        async def after(models: tuple[str, ...]) -> dict[str, Any]:
+            for model in models:
+                answer = await room.http.post(CHAT, json=ask(CHAT, model=model, stream=True))
+                assert answer.status_code == 200
+            seen: dict[str, Any] = (await room.shown())["canary"]["canary"]
+            return seen
+
+        seen = await after(("busy-0", "busy-1") + (NAME, "busy-0", "busy-1") * 5)
+        assert (seen["requests"], seen["finish_reasons"], seen["first_token_s"]) == (5, {"stop": 5}, None)
+        seen = await after((NAME, NAME))
+        assert (seen["requests"], seen["first_token_s"] > 0) == (7, True)
 
 
 # What else happens meanwhile ----------------------------------------------------------------------------------
