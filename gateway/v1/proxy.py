@@ -349,7 +349,7 @@ class Proxy:
         if not x.started:
             lines = wire.error_lines(error)
             if work.key is not None:
-                model = work.target.name if work.target is not None else NO_MODEL
+                model = work.target.name if work.target is not None else ""
                 lines += self.ledger.headers(work.key.id, model, self.clock())
             x.write_whole(error.status, lines, x.dialect.error_body(error))
         elif isinstance(x.meter, StreamMeter):

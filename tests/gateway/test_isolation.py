@@ -136,3 +136,16 @@ async def test_an_adapter_that_is_gone_leaves_its_labels(engine: FakeVLLM, tmp_p
             assert "theirs" not in page
             assert 'model="mine"' in page
         await at_rest(gateway)
+
+
+async def test_who_names_no_model_sees_nothing_of_one_that_is_called_none(engine: FakeVLLM, tmp_path: Path) -> None:
+    async with quiet(tmp_path / "data", [engine]) as gateway:
+        await register(gateway, "none", 1)
+        async with gateway.admin() as admin:
+            assert (await admin.patch(f"{ADAPTERS}/none", json={"rpm": 5})).status_code == 200
+        async with await gateway.http() as http:
+            assert await code(http, "none") == 200
+        async with await gateway.http(await gateway.key(models=frozenset({MODEL}))) as http:
+            answer = await http.post(CHAT, json=ask(CHAT, model="nobody"))
+            assert answer.status_code == 404
+            assert not [key for key in answer.headers if key.startswith("x-ratelimit")]
