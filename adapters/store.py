@@ -165,7 +165,7 @@ def point(
     if only_from not in (None, before):
         raise Conflict(f"{name} was moved to {before} in this moment by somebody else. Look again, then decide.")
     if adapter.canary is not None and adapter.canary.version != live:
-        record(conn, at, "canary ended", _among(adapter, adapter.canary.version), by=by, why=f"{live} was {what}")
+        record(conn, at, "canary ended", _among(adapter, adapter.canary.version), by=by, why=f"{live} is live now")
     key = adapters.c.name == name
     conn.execute(sa.update(adapters).where(key).values(live=live, previous=before, updated_at=at, **_NO_CANARY))
     _wish_anew(conn, version)
@@ -185,13 +185,15 @@ def set_canary(conn: sa.Connection, name: str, canary: Canary, at: float, *, by:
         raise Conflict(f"{name} has no live version to compare a canary with. Promote {canary.version} instead.")
     if adapter.live == canary.version:
         raise Conflict(f"{name}@{canary.version} is live already: every caller gets it.", param="version")
-    if adapter.canary is not None and replace(adapter.canary, since=canary.since) == canary:
-        return
+    running = adapter.canary
+    since = canary.since
+    if running is not None and replace(canary, since=running.since) == running:
+        since = running.since
     values = {
         "canary": canary.version,
         "canary_percent": canary.percent,
         "canary_rules": json.dumps(asdict(canary.rules)),
-        "canary_since": canary.since,
+        "canary_since": since,
         "updated_at": at,
     }
     conn.execute(sa.update(adapters).where(adapters.c.name == name).values(**values))
