@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -131,11 +131,13 @@ class AdapterService:
         await self._reconciler.load_on(version.engine_name, wait_s=None)  # where there is room, else when asked for
         return await self.show(name)
 
-    async def list(self, *, after: str | None = None, limit: int = 100) -> tuple[tuple[Adapter, ...], bool]:
-        """At most `limit` adapters by name behind `after`, and whether there are more."""
+    async def list(
+        self, *, after: str | None = None, limit: int = 100, only: Collection[str] | None = None
+    ) -> tuple[tuple[Adapter, ...], bool]:
+        """At most `limit` adapters by name behind `after` (with `only`: of those names), and whether there are more."""
 
         def look(conn: sa.Connection) -> tuple[tuple[Adapter, ...], bool, dict[tuple[str, str], str | None]]:
-            found, more = store.page(conn, after, limit)
+            found, more = store.page(conn, after, limit, only)
             return found, more, registrars(conn, [adapter.name for adapter in found])
 
         found, more, by = await self._db.read(look)

@@ -84,9 +84,13 @@ def find(conn: sa.Connection, name: str) -> Adapter:
     return found[0]
 
 
-def page(conn: sa.Connection, after: str | None, limit: int) -> tuple[tuple[Adapter, ...], bool]:
-    """At most `limit` adapters by name, beginning behind `after`, and whether there are more."""
+def page(
+    conn: sa.Connection, after: str | None, limit: int, only: Collection[str] | None = None
+) -> tuple[tuple[Adapter, ...], bool]:
+    """At most `limit` adapters by name, beginning behind `after`, and whether there are more. only: of these names."""
     query = sa.select(adapters).order_by(adapters.c.name).limit(limit + 1)
+    if only is not None:
+        query = query.where(adapters.c.name.in_(sorted(only)))
     if after is not None:
         query = query.where(adapters.c.name > after)
     found = _adapters(conn, query)

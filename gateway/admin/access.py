@@ -33,3 +33,14 @@ def public() -> None:
 
 
 Admin = Annotated[Key, Depends(admin)]
+
+
+def reaches(caller: Key, adapter: str) -> bool:
+    """Whether the caller may administer an adapter of that name: with a list of models only those."""
+    return caller.models is None or adapter in caller.models
+
+
+def may_register(caller: Key, adapter: str) -> None:
+    """Forbidden for a name that is not the caller's."""
+    if not reaches(caller, adapter):
+        raise Forbidden("Your key may use some models only, and this is none of them.", param="name", retryable=False)

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Path, Query, Request
 from starlette.responses import JSONResponse
 
-from adapters.errors import AdapterRejected, Conflict, InvalidRequest
+from adapters.errors import AdapterRejected, Conflict, InvalidRequest, NotFound
 from adapters.names import check_public_name
 from adapters.service import OPERATOR, AdapterService
 from adapters.sources.arrivals import Arrivals
 from adapters.types import Adapter, Canary, Rules, Version
 from gateway.admin import verdicts
-from gateway.admin.access import Admin, admin
+from gateway.admin.access import Admin, admin, may_register, reaches
 from gateway.admin.schemas import (
     NAME,
     AdapterRegister,
@@ -51,6 +51,12 @@ Name = Annotated[str, Path(pattern=NAME)]
 Figures = Callable[[str, Canary], dict[str, Any]]  # public name, its canary → what both arms did
 
 
+def within_reach(name: Name, caller: Admin) -> None:
+    """What a key may not see does not exist for it, as on the public port."""
+    if not reaches(caller, name):
+        raise NotFound(f"There is no adapter {name} for this key: it may use some models only.", param="name")
+
+
 class AdapterRoutes:
     def __init__(self, adapters: AdapterService, arrivals: Arrivals, canary_figures: Figures) -> None:
         self._adapters = adapters
@@ -63,15 +69,16 @@ class AdapterRoutes:
         router.add_api_route("", self.list, methods=["GET"])
         refused: dict[int | str, dict[str, Any]] = {400: {"model": CheckRefusedView}}
         router.add_api_route("/check", self.check, methods=["POST"], response_model=CheckView, responses=refused)
-        router.add_api_route("/{name}", self.show, methods=["GET"])
-        router.add_api_route("/{name}", self.remove, methods=["DELETE"])
-        router.add_api_route("/{name}", self.limit, methods=["PATCH"])
-        router.add_api_route("/{name}/history", self.history, methods=["GET"])
-        router.add_api_route("/{name}/promote", self.promote, methods=["POST"])
-        router.add_api_route("/{name}/rollback", self.rollback, methods=["POST"])
-        router.add_api_route("/{name}/canary", self.canary, methods=["POST"])
-        router.add_api_route("/{name}/load", self.load, methods=["POST"])
-        router.add_api_route("/{name}/unload", self.unload, methods=["POST"])
+        own = [Depends(within_reach)]
+        router.add_api_route("/{name}", self.show, methods=["GET"], dependencies=own)
+        router.add_api_route("/{name}", self.remove, methods=["DELETE"], dependencies=own)
+        router.add_api_route("/{name}", self.limit, methods=["PATCH"], dependencies=own)
+        router.add_api_route("/{name}/history", self.history, methods=["GET"], dependencies=own)
+        router.add_api_route("/{name}/promote", self.promote, methods=["POST"], dependencies=own)
+        router.add_api_route("/{name}/rollback", self.rollback, methods=["POST"], dependencies=own)
+        router.add_api_route("/{name}/canary", self.canary, methods=["POST"], dependencies=own)
+        router.add_api_route("/{name}/load", self.load, methods=["POST"], dependencies=own)
+        router.add_api_route("/{name}/unload", self.unload, methods=["POST"], dependencies=own)
         return router
 
     async def register(self, body: AdapterRegister, request: Request, caller: Admin) -> AdapterView:
@@ -79,6 +86,7 @@ class AdapterRoutes:
 
         As multipart/form-data too: the same fields, and an archive as `file` in place of `source`.
         """
+        may_register(caller, body.name)
         check_public_name(body.name)  # before gigabytes are fetched for nothing
         async with arriving(self._arrivals, request, body.source, body.name) as arrived:
             made = await self._adapters.register(
@@ -93,9 +101,9 @@ class AdapterRoutes:
             )
         return self._view(made)
 
-    async def list(self, paging: Annotated[Paging, Query()]) -> Listed[AdapterView]:
+    async def list(self, paging: Annotated[Paging, Query()], caller: Admin) -> Listed[AdapterView]:
         """All adapters by name."""
-        found, has_more = await self._adapters.list(after=paging.after, limit=paging.limit)
+        found, has_more = await self._adapters.list(after=paging.after, limit=paging.limit, only=caller.models)
         return Listed[AdapterView](data=[self._view(adapter) for adapter in found], has_more=has_more)
 
     async def check(self, body: AdapterSource, request: Request) -> CheckView | JSONResponse:

@@ -21,7 +21,7 @@ from adapters.errors import InvalidRequest
 from adapters.names import check_public_name
 from adapters.sources.arrivals import MAX_ARCHIVE_BYTES, Arrivals, Arrived, Upload
 from gateway.admin import problems
-from gateway.admin.access import CALLER, admin
+from gateway.admin.access import CALLER, Admin, admin, may_register, reaches
 from gateway.admin.schemas import AdapterRegister, IntakeView, Listed
 from gateway.errors import Forbidden, RequestTimeout, RequestTooLarge
 from gateway.keys import Key
@@ -106,6 +106,7 @@ class _Form:
         if self._part == "file":
             name = self.fields.get("name")
             if self._scope["path"] == REGISTER and name is not None:
+                may_register(self._scope[CALLER], str(name))
                 _check(self.fields)  # before gigabytes are sent for nothing
             total = _length(self._scope)
             receiving = self._arrivals.upload(part.filename or "archive", total=total, name=str(name) if name else None)
@@ -132,7 +133,7 @@ class IntakeRoutes:
         router.add_api_route("/admin/v1/intakes", self.list, methods=["GET"])
         return router
 
-    async def list(self) -> Listed[IntakeView]:
+    async def list(self, caller: Admin) -> Listed[IntakeView]:
         """Adapters on their way in: uploads and fetches that run or wait."""
         return Listed[IntakeView](
             data=[
@@ -146,6 +147,7 @@ class IntakeRoutes:
                     started_at=int(each.started_at),
                 )
                 for each in self._arrivals.running
+                if caller.models is None or (each.name is not None and reaches(caller, each.name))
             ],
             has_more=False,
         )

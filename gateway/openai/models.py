@@ -96,7 +96,8 @@ class ModelRoutes:
         adapter = await self._find(name, version) if version or not at else None
         if adapter is None:
             raise ModelNotFound(_missing(model), param="model")
-        if ADMIN not in key.scopes and adapter.owner != key.id:
+        administers = ADMIN in key.scopes and (key.models is None or name in key.models)
+        if not administers and adapter.owner != key.id:
             self._seen(key, model)
             raise Forbidden(
                 f"This key may use {name}, but not delete it: its owner may, or a key with the scope admin.",

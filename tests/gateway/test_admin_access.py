@@ -21,6 +21,7 @@ from gateway.admin.access import admin, public
 from gateway.admin.app import create_metrics
 from gateway.tokens import mint
 from tests.gateway.admin_room import AdminRoom, admin_room, serving
+from tests.gateway.tiny_lora import tiny_lora
 
 CANARY = "canary-7f3a"
 
@@ -92,6 +93,30 @@ async def test_a_key_with_the_scope_admin_administers(room: AdminRoom) -> None:
         assert (made.status_code, error_of(made)["code"]) == (403, "insufficient_scope"), "not beyond itself"
         await room.root_client.delete(f"/admin/v1/keys/{boss.key.id}")
         assert (await client.get("/admin/v1/keys")).status_code == 401, "revoked: at once"
+
+
+async def test_an_admin_of_some_models_administers_those(room: AdminRoom) -> None:
+    for seed, name in enumerate(("mine", "theirs")):
+        body = {"source": str(tiny_lora(room.home / name, seed + 1)), "name": name, "promote": True}
+        assert (await room.root_client.post("/admin/v1/adapters", json=body)).status_code == 201
+    boss = await room.issue("admin", models=frozenset({"mine", "mine-too"}))
+    async with room.client(boss.token) as client:
+        listed = (await client.get("/admin/v1/adapters?limit=1")).json()
+        assert ([each["name"] for each in listed["data"]], listed["has_more"]) == (["mine"], False)
+        for method, path in calls(room):
+            if path.startswith("/admin/v1/adapters/none"):
+                refused = await client.request(method, path.replace("none", "theirs"))
+                assert (refused.status_code, error_of(refused)["code"]) == (404, "not_found"), (method, path)
+        body = {"source": str(room.home / "theirs"), "name": "theirs"}
+        form = {"name": (None, "theirs"), "file": ("x.tar", b"x")}
+        for refused in (
+            await client.post("/admin/v1/adapters", json=body),
+            await client.post("/admin/v1/adapters", files=form),
+        ):
+            assert (refused.status_code, error_of(refused)["code"]) == (403, "insufficient_scope")
+        assert (await client.post("/admin/v1/adapters", json={**body, "name": "mine-too"})).status_code == 201
+        assert (await client.delete("/admin/v1/adapters/mine")).status_code == 200
+    assert (await room.root_client.get("/admin/v1/adapters/theirs")).status_code == 200
 
 
 WRONG: list[bytes | None] = [

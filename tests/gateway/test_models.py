@@ -130,12 +130,14 @@ async def refusal(client: openai.AsyncOpenAI, model: str) -> tuple[int, str | No
 async def test_whoever_owns_it_deletes_it(gateway: Running, engine: FakeVLLM, tmp_path: Path) -> None:
     owner, other, blind = await gateway.key(), await gateway.key(), await gateway.key(models=frozenset({"b"}))
     trainer = await gateway.key(scopes=frozenset({"training"}))
+    boss_of_b = await gateway.key(scopes=frozenset({"admin"}), models=frozenset({"b"}))
     await register(gateway, "a", 1, owner=owner.split("-")[1])
     await register(gateway, "b", 2)
     for name, key, expected in (
         ("a", other, (403, "insufficient_scope")),
         ("a", trainer, (403, "insufficient_scope")),
         ("a", blind, (404, "model_not_found")),
+        ("a", boss_of_b, (404, "model_not_found")),
         ("b", owner, (403, "insufficient_scope")),
         ("nobody", owner, (404, "model_not_found")),
         ("a@0123456789ab", owner, (404, "model_not_found")),
