@@ -108,7 +108,7 @@ async def test_an_admin_of_some_models_administers_those(room: AdminRoom) -> Non
                 refused = await client.request(method, path.replace("none", "theirs"))
                 assert (refused.status_code, error_of(refused)["code"]) == (404, "not_found"), (method, path)
         body = {"source": str(room.home / "theirs"), "name": "theirs"}
-        form = {"name": (None, "theirs"), "file": ("x.tar", b"x")}
+        form: dict[str, tuple[str | None, bytes]] = {"name": (None, b"theirs"), "file": ("x.tar", b"x")}
         for refused in (
             await client.post("/admin/v1/adapters", json=body),
             await client.post("/admin/v1/adapters", files=form),
