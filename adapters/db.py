@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,20 +21,24 @@ from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError
 
 from adapters import migrate
 from adapters.errors import DatabaseUnusable, RegistryBusy, ServiceError, StorageFull
+from adapters.postgresql import CLOSE_S, READ_S, WRITE_S, Sessions
 
 T = TypeVar("T")
 
 BUSY_TIMEOUT_S = 5.0
 READERS = 4  # threads, and connections of the pool beside the writer's
 _BUSY, _LOCKED, _IOERR, _CORRUPT, _FULL, _CANTOPEN, _READONLY, _NOTADB = 5, 6, 10, 11, 13, 14, 8, 26
-_RETRYABLE_STATES = ("40001", "40P01", "55P03", "57P01", "08")  # PostgreSQL: serialisation, deadlock, lock, going down
+# PostgreSQL: serialisation, deadlock, lock, too slow, stood still, going down, not connected.
+_RETRYABLE_STATES = ("40001", "40P01", "55P03", "57014", "25P03", "57P01", "08")
 
 
 class Database:
     """Opened once, closed by whoever opened it. `read` and `write` run a function of a Connection on a thread."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, sessions: Sessions | None = None, read_s: float = READ_S) -> None:
         self._engine = engine
+        self._sessions = sessions  # of PostgreSQL
+        self._read_s = read_s
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="db-read")
         # One writer thread: writes of this process queue here instead of meeting SQLite's busy timeout.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="db-write")
@@ -42,10 +47,11 @@ class Database:
         self._looker: sqlite3.Connection | None = None
 
     @classmethod
-    def open(cls, url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Database:
+    def open(cls, url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S, read_s: float = READ_S) -> Database:
         """Connect to `url` (sqlite:///FILE or postgresql://…); the schema is not looked at. DatabaseUnusable.
 
-        `busy_timeout_s`: how long SQLite waits for another process's lock before it is RegistryBusy.
+        `busy_timeout_s`: how long SQLite waits for another process's lock before it is RegistryBusy;
+        `read_s`: how long PostgreSQL may take for an answer.
         """
         try:
             parsed = sa.make_url(url)
@@ -53,7 +59,8 @@ class Database:
                 parsed = parsed.set(drivername="postgresql+psycopg")
             if parsed.get_backend_name() == "sqlite":
                 return cls(_sqlite(parsed, busy_timeout_s))
-            return cls(sa.create_engine(parsed, pool_size=READERS + 1, max_overflow=0, pool_pre_ping=True))
+            sessions = Sessions(parsed, READERS + 1)
+            return cls(sessions.engine, sessions, read_s)
         except (sa.exc.ArgumentError, NoSuchModuleError):
             raise DatabaseUnusable(
                 "database_url is not a database address. Use sqlite:////path/file.db or postgresql://user@host/name."
@@ -65,14 +72,31 @@ class Database:
 
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work` on a snapshot of the database; RegistryBusy, StorageFull, DatabaseUnusable."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._transact, work, False)
+        future = asyncio.get_running_loop().run_in_executor(self._readers, self._transact, work, False)
+        return await self._within(self._read_s, future, "The database does not answer now. Try again in a moment.")
 
-    async def write(self, work: Callable[[sa.Connection], T]) -> T:
+    async def write(self, work: Callable[[sa.Connection], T], *, aside: bool = False, endless: bool = False) -> T:
         """Run `work` in one transaction: committed whole when it returns, rolled back whole when it raises.
 
-        A cancelled caller does not undo a transaction that has begun.
+        A cancelled caller does not undo a transaction that has begun. aside: not behind other writes, on PostgreSQL;
+        endless: until it is known whether it was done, however long that takes.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._writer, self._transact, work, True)
+        executor = self._readers if aside and self.shared else self._writer
+        future = asyncio.get_running_loop().run_in_executor(executor, self._transact, work, True)
+        if endless:
+            return await future
+        unknown = "The database does not answer, and it is not known whether this was done. Look again, then decide."
+        return await self._within(WRITE_S, future, unknown)
+
+    async def _within(self, longest_s: float, future: asyncio.Future[T], otherwise: str) -> T:
+        """SQLite bounds its waits by itself. Where PostgreSQL stands still, the thread stays with it."""
+        if not self.shared:
+            return await future
+        try:
+            async with asyncio.timeout(longest_s):
+                return await future
+        except TimeoutError:
+            raise RegistryBusy(otherwise, retry_after_s=2) from None
 
     @property
     def shared(self) -> bool:
@@ -101,9 +125,14 @@ class Database:
             self._transact(migrate.prepared(), True)
 
     def close(self) -> None:
-        """Wait for what is running and disconnect."""
-        self._readers.shutdown(wait=True)
+        """Wait for what is running, where PostgreSQL answers, and disconnect."""
+        hurry = threading.Timer(CLOSE_S, self._sessions.cut) if self._sessions is not None else None
+        if hurry is not None:
+            hurry.start()
+        self._readers.shutdown(wait=True, cancel_futures=True)
         self._writer.shutdown(wait=True)
+        if hurry is not None:
+            hurry.cancel()
         if self._looker is not None:
             self._looker.close()
         self._engine.dispose()

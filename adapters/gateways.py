@@ -69,8 +69,9 @@ class Heartbeat:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        with suppress(ServiceError):  # the others wait until it counts as dead
-            await self._db.write(lambda conn: store_gateways.leave(conn, self._gateway))
+        with suppress(ServiceError, TimeoutError):  # the others wait until it counts as dead
+            async with asyncio.timeout(BEAT_S):
+                await self._db.write(lambda conn: store_gateways.leave(conn, self._gateway), aside=True)
 
     def changed(self) -> None:
         """Requests see something new: the others may be waiting for that."""
@@ -109,5 +110,8 @@ class Heartbeat:
         using = self._traffic.using()
         await asyncio.sleep(TURN_S)
         using |= self._traffic.using()
-        others = await self._db.write(lambda conn: store_gateways.beat(conn, self._gateway, revision, using))
+        # Aside: what waits behind a long write would make the others believe that this one is dead.
+        others = await self._db.write(
+            lambda conn: store_gateways.beat(conn, self._gateway, revision, using), aside=True
+        )
         self.used_elsewhere = frozenset().union(*(peer.using for peer in others))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from adapters import postgresql
 from adapters.errors import DatabaseUnusable
 
 HEAD = "0002"  # the newest file in adapters/migrations/versions (a test compares)
@@ -56,6 +57,7 @@ def prepared() -> Callable[[sa.Connection], None]:
 
     def upgrade(conn: sa.Connection) -> None:
         if conn.dialect.name == "postgresql":
+            postgresql.without_end(conn)
             conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
         stamped = _stamped(conn)
         if stamped == HEAD:

@@ -5,6 +5,7 @@ Must not know loads: whoever loads asks, and decides what a failure means there.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 
@@ -16,6 +17,7 @@ from adapters.engine import EngineClient
 from adapters.errors import NotProven, ServiceError
 from adapters.proof import Reference, Verdict, decode, encode, prove
 
+REGISTRY_S = 2.0  # requests wait for a load, and it must not wait for a database that stands still
 _log = logging.getLogger(__name__)
 
 
@@ -52,16 +54,18 @@ class Prover:
             return store.proof(conn, engine_name), store.lineage(conn, engine_name)
 
         try:
-            reference, lineage = await self._db.read(read)
-        except ServiceError:
+            async with asyncio.timeout(REGISTRY_S):
+                reference, lineage = await self._db.read(read)
+        except (ServiceError, TimeoutError):
             return (), ()
         return _decoded(reference, engine_name), _decoded(_trained(lineage), engine_name)
 
     async def _keep(self, engine_name: str, said: Reference) -> None:
         try:
-            await self._db.write(lambda conn: store.set_proof(conn, engine_name, encode(said)))
-        except ServiceError as exc:  # the next engine's proof is kept instead
-            _log.warning("the proof of %s could not be kept: %s", engine_name, exc.message)
+            async with asyncio.timeout(REGISTRY_S):
+                await self._db.write(lambda conn: store.set_proof(conn, engine_name, encode(said)))
+        except (ServiceError, TimeoutError) as exc:  # the next engine's proof is kept instead
+            _log.warning("the proof of %s could not be kept: %s", engine_name, exc or "the database does not answer")
 
 
 def _trained(lineage: str | None) -> str | None:

@@ -24,6 +24,8 @@ log = logging.getLogger("loragate.usage")
 DAY_S = 86_400
 BATCH = 2_000  # rows per transaction: about 10 ms, so that other writers are not kept waiting
 CLOSE_ATTEMPTS = 3
+CLOSE_S = 5.0  # for a database that does not answer
+QUERY_S = 2.0  # what is asked for waits so long for the last second of usage to be written
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,11 @@ class UsageRecorder:
         if self._task is not None:
             await self._task
             self._task = None
-        for _ in range(CLOSE_ATTEMPTS):
-            if await self.flush():
-                return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                for _ in range(CLOSE_ATTEMPTS):
+                    if await self.flush():
+                        return
         log.error("usage of %d requests could not be written", sum(row[0] for row in self._pending.values()))
 
     async def daily_totals(self, day: str) -> DayTotals:
@@ -131,7 +135,7 @@ class UsageRecorder:
 
     async def _write(self, batch: list[UsageRow]) -> bool:
         try:
-            await self._db.write(lambda conn: store.add_usage(conn, batch))
+            await self._db.write(lambda conn: store.add_usage(conn, batch), endless=True)
         except Exception as exc:  # whatever the database says, the counts must live
             self._put_back(batch)
             if not self._failing:
@@ -170,7 +174,9 @@ class UsageService:
         self._recorder = recorder
 
     async def query(self, query: UsageQuery, *, skip: int, limit: int) -> Page[UsageRow]:
-        await self._recorder.flush()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(QUERY_S):
+                await self._recorder.flush()
         return await self._db.read(lambda conn: store.usage(conn, query, skip=skip, limit=limit))
 
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -310,3 +311,83 @@ async def test_a_file_that_was_replaced_takes_no_writes_into_the_void(db: Databa
     os.rename(old, path)
     await db.write(revision.bump)
     assert await revision.current(db) == 1
+
+
+@pytest.fixture
+def server_url(postgres: Postgres) -> Iterator[str]:
+    with postgres.database() as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _stopped(process: int) -> Iterator[None]:
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+@pytest.mark.xdist_group("postgresql")
+async def test_a_server_that_takes_the_question_and_stands_still_is_busy(server_url: str) -> None:
+    db = Database.open(server_url, read_s=0.2)
+    process = int(await db.look("SELECT pg_backend_pid()"))
+    with _stopped(process):
+        with pytest.raises(RegistryBusy, match="does not answer now"):
+            await revision.current(db)
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(RegistryBusy):
+                assert await revision.current(db) == 0
+                break
+    db.close()
+
+
+@pytest.mark.xdist_group("postgresql")
+async def test_nobody_waits_at_the_end_for_a_server_that_stands_still(server_url: str) -> None:
+    db = Database.open(server_url, read_s=0.2)
+    with _stopped(int(await db.look("SELECT pg_backend_pid()"))):
+        with pytest.raises(RegistryBusy):
+            await revision.current(db)
+        await asyncio.to_thread(db.close)
+
+
+@pytest.mark.xdist_group("postgresql")
+async def test_what_another_holds_is_waited_for_a_while(server_url: str, postgres: Postgres) -> None:
+    name = sa.make_url(server_url).database
+    postgres.say(f"ALTER DATABASE {name} SET lock_timeout = '100ms'")
+    db = Database.open(server_url)
+    engine = sa.create_engine(server_url.replace("postgresql:", "postgresql+psycopg:"), poolclass=sa.NullPool)
+    with engine.begin() as conn:
+        conn.exec_driver_sql("SELECT n FROM revision FOR UPDATE")
+        with pytest.raises(RegistryBusy):
+            await db.write(revision.bump)
+    await db.write(revision.bump)
+    assert await revision.current(db) == 1
+    bounds = {each: await db.look(f"SHOW {each}") for each in ("lock_timeout", "idle_in_transaction_session_timeout")}
+    assert bounds == {"lock_timeout": "100ms", "idle_in_transaction_session_timeout": "10s"}
+    db.close()
+
+
+@pytest.mark.xdist_group("postgresql")
+async def test_who_stands_still_in_the_middle_of_a_change_holds_nobody_up(server_url: str, postgres: Postgres) -> None:
+    name = sa.make_url(server_url).database
+    postgres.say(f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '300ms'")
+    one, two = Database.open(server_url), Database.open(server_url)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def stands_still(conn: sa.Connection) -> None:
+        revision.bump(conn)
+        begun.set()
+        assert go_on.wait(30)
+        revision.bump(conn)
+
+    changing = asyncio.create_task(one.write(stands_still))
+    await asyncio.to_thread(begun.wait)
+    await two.write(revision.bump)
+    go_on.set()
+    with pytest.raises(RegistryBusy):
+        await changing
+    assert await revision.current(one) == 1
+    one.close()
+    two.close()

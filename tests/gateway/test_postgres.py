@@ -76,3 +76,20 @@ async def test_while_the_database_is_away_known_keys_work_and_readyz_says_why(
                     await asyncio.sleep(0.01)
             assert (await http.post(CHAT, json=ask(CHAT))).status_code == 200
         assert [row["requests"] for row in await usage(gateway, group_by="model")] == [2]
+
+
+async def test_a_database_that_stands_still_is_as_good_as_away(engine: FakeVLLM, tmp_path: Path, url: str) -> None:
+    """It takes questions and does not answer: /readyz must not go on saying that all is well."""
+    another = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"), poolclass=sa.NullPool)
+    async with running(tmp_path / "data", [engine], database_url=url) as gateway, gateway.admin() as admin:
+        key, health = await gateway.key(), gateway.started.gateway.health
+        with another.begin() as conn:
+            conn.exec_driver_sql("LOCK TABLE revision IN ACCESS EXCLUSIVE MODE")
+            asked = asyncio.create_task(admin.post("/admin/v1/keys", json={"name": "app"}))
+            async with asyncio.timeout(20):
+                while health.ready()[0]:
+                    await asyncio.sleep(0.01)
+            assert await said(gateway, key, "demo-base") == "demo-base"
+            refused = await asked
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "registry_busy")
+        await gateway.until_ready()

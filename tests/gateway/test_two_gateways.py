@@ -181,6 +181,23 @@ async def test_a_gateway_that_died_is_waited_for_no_longer_than_it_counts(pair: 
     assert "dying" in {row[0] for row in pair.rows("SELECT id FROM gateways")}
 
 
+async def test_a_gateway_whose_write_waits_for_another_still_counts_as_alive(
+    url: str, tmp_path: Path, engine: FakeVLLM, postgres: Postgres
+) -> None:
+    """Else the other would delete files under its requests."""
+    postgres.say(f"ALTER DATABASE {sa.make_url(url).database} SET lock_timeout = '30s'")
+    async with paired(url, tmp_path / "data", [engine]) as pair:
+        await pair.register(pair.one, "cs", 1)
+        with pair.database.begin() as conn:
+            conn.exec_driver_sql("SELECT n FROM revision FOR UPDATE")
+            removing = asyncio.create_task(pair.admin(pair.one, "DELETE", "/cs"))
+            await until(lambda: pair.rows("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+            [(last,)] = pair.rows("SELECT max(seen_at) FROM gateways")
+            await until(lambda: all(at > last for (at,) in pair.rows("SELECT seen_at FROM gateways")))
+            assert not removing.done()
+        assert (await removing).status_code == 200
+
+
 async def test_a_gateway_that_stops_is_gone_at_once(url: str, tmp_path: Path, engine: FakeVLLM) -> None:
     async with paired(url, tmp_path / "data", [engine]) as pair:
         assert len(pair.rows("SELECT id FROM gateways")) == 2
