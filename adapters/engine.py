@@ -5,6 +5,7 @@ Must not know which adapters are wanted. An engine's own text is logged, never s
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -20,7 +21,8 @@ from adapters.names import is_engine_name
 
 PROBE_TIMEOUT_S = 5.0
 LOAD_TIMEOUT_S = 120.0  # a 70B's rank-128 adapter from a cold disk takes tens of seconds
-COMPLETE_TIMEOUT_S = 60.0  # between two pieces; behind a full queue the first one takes tens of seconds
+COMPLETE_TIMEOUT_S = 60.0  # behind a full queue it takes tens of seconds
+SLACK_S = 1.0  # before an answer that comes piece by piece is given up: one that does not come at all says so first
 MAX_ANSWER_BYTES = 64 * 1024 * 1024  # 10,000 model cards are 5 MB
 MAX_COMPLETION_BYTES = 1024 * 1024  # of a few tokens, with their alternatives
 FALLBACK_SLOTS = 4  # of an engine that does not tell: fewer than it has only costs loads
@@ -190,21 +192,24 @@ class EngineClient:
     ) -> tuple[int, str]:
         timeout = httpx.Timeout(timeout_s, connect=PROBE_TIMEOUT_S)
         try:
-            async with self._http.stream(
-                method,
-                self.url + path,
-                json=body,
-                headers=self._headers,
-                timeout=timeout,
-                extensions=self._extensions,
-            ) as answer:
+            async with (
+                asyncio.timeout(timeout_s + SLACK_S),
+                self._http.stream(
+                    method,
+                    self.url + path,
+                    json=body,
+                    headers=self._headers,
+                    timeout=timeout,
+                    extensions=self._extensions,
+                ) as answer,
+            ):
                 text = bytearray()
                 async for chunk in answer.aiter_bytes():
                     text += chunk
                     if len(text) > most:
                         raise EngineError(f"Engine {self.url} answers {path} with more than {most} bytes.")
                 return answer.status_code, text.decode("utf-8", "replace")
-        except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout):
+        except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout, TimeoutError):
             raise EngineError(f"Engine {self.url} does not answer in {timeout_s:g} s; its log may say why.") from None
         except (httpx.TransportError, httpx.InvalidURL, httpx.DecodingError):
             raise EngineUnreachable(f"Engine {self.url} cannot be reached. Is it running there?") from None

@@ -32,5 +32,6 @@ def open_http(trust: ssl.SSLContext | None = None) -> httpx.AsyncClient:
         verify=trust if trust is not None else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         trust_env=False,
         follow_redirects=False,
-        limits=httpx.Limits(max_connections=64, keepalive_expiry=KEEPALIVE_S),
+        # No bound: a few per engine, and engines that are slow must not make others look dead.
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEEPALIVE_S),
     )

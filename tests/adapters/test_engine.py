@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from adapters.errors import EngineError
 from adapters.http import open_http
 from tests.fake_adapters import write_adapter
 from tests.fake_vllm import FakeVLLM, Fault
+from tests.scripted_server import Peer, ScriptedServer
 
 NAME = "customer-service@0123456789ab"
 LOAD = "/v1/load_lora_adapter"
@@ -55,6 +57,37 @@ async def test_our_key_is_sent_and_a_wrong_one_explained(http: httpx.AsyncClient
         with pytest.raises(EngineError, match="api_key"):
             await wrong.models()
         assert "wrong" not in repr(wrong)
+
+
+async def test_an_answer_that_comes_byte_by_byte_is_not_waited_for_for_ever(
+    http: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    async def drips(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+        while True:
+            await peer.send(b" ")
+            await asyncio.sleep(0.02)
+
+    async with ScriptedServer(drips) as server, asyncio.timeout(30):
+        client = EngineClient(server.url, None, tmp_path, http, load_timeout_s=0.3)
+        with pytest.raises(EngineError, match="does not answer in 0.3 s"):
+            await client.load(NAME)
+
+
+async def test_any_number_of_slow_loads_leaves_the_questions_to_others_alone(
+    client: EngineClient, engine: FakeVLLM, http: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    """As when 100 engines load a large adapter: nobody else may look dead meanwhile."""
+    engine.script(Fault.STALL_BEFORE_HEAD, path=LOAD, times=None)
+    loads = [asyncio.create_task(client.load(f"a{number}@0123456789ab")) for number in range(100)]
+    async with asyncio.timeout(30):
+        await engine.seen(100)
+    async with FakeVLLM() as another:
+        assert await EngineClient(another.url, None, tmp_path, http).models()
+    for load in loads:
+        load.cancel()
+    await asyncio.gather(*loads, return_exceptions=True)
 
 
 async def test_files_the_engine_cannot_see(client: EngineClient) -> None:
