@@ -194,8 +194,15 @@ class Replica:
         return True
 
     async def unload(self, engine_name: str) -> None:
-        """Have the engine forget `engine_name`; EngineError."""
+        """Have the engine forget `engine_name`; EngineError, also while requests run on it here."""
         async with self._serial:
+            held = self.resident & {engine_name}
+            self.resident -= held
+            self._changed()  # no request is sent to it from here on; some may have come while this waited
+            if self._traffic.runs(self.url, engine_name):
+                self.resident |= held
+                self._changed()
+                raise EngineError(f"Requests run on {engine_name} at engine {self.url} now.")
             await self._forget(engine_name)
             self._failures.pop(engine_name, None)
             self._distrusted.discard(engine_name)
@@ -314,6 +321,11 @@ class Replica:
             raise EngineUnreachable(self.refusal or self._reason)
         if engine_name in self.listed:
             return
+        if self._traffic.runs(self.url, engine_name):  # loaded again under them, the name would end the engine
+            raise Saturated(
+                f"{engine_name} was unloaded there while requests run on it at engine {self.url}. Try again shortly.",
+                retry_after_s=2,
+            )
         self._moves += 1  # a list that comes meanwhile may hold it already, and it is not proven yet
         try:
             if engine_name in self.elsewhere:

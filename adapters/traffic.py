@@ -31,6 +31,9 @@ class Traffic(Protocol):
     def in_use(self, engine_name: str) -> bool:
         """Whether a request that was admitted may still want these weights."""
 
+    def runs(self, url: str, engine_name: str) -> bool:
+        """Whether a request runs on these weights at `url` now."""
+
     def using(self) -> frozenset[str]:
         """All engine names that admitted requests use or wait for; ANY among them where some wait for unknown ones."""
 
@@ -54,6 +57,9 @@ class NoTraffic:
         return None
 
     def in_use(self, engine_name: str) -> bool:
+        return False
+
+    def runs(self, url: str, engine_name: str) -> bool:
         return False
 
     def using(self) -> frozenset[str]:

@@ -190,6 +190,10 @@ class Loader:
             or self._queued()
         )
 
+    def runs(self, url: str, engine_name: str) -> bool:
+        fleet = self._fleet
+        return any(each.url == url and engine_name in each.busy for each in (*fleet.replicas, *fleet.leaving))
+
     def using(self) -> frozenset[str]:
         """Engine names of all requests that were admitted; ANY among them while some wait whose names nobody keeps."""
         names = {*self._waiting, *((ANY,) if self._queued() else ())}

@@ -48,6 +48,9 @@ class Use(NoTraffic):
     def in_use(self, engine_name: str) -> bool:
         return engine_name in self.busy
 
+    def runs(self, url: str, engine_name: str) -> bool:
+        return engine_name in self.busy
+
 
 @dataclass
 class Bench:
@@ -208,6 +211,44 @@ async def test_a_very_long_list_is_shortened_by_what_nobody_uses(tmp_path: Path)
         await it.replica.trim()
         assert len(it.engine.loaded) <= LISTED_MAX + 1  # one of those whose turn it was is in use
         assert {A, B, C} <= it.engine.loaded.keys()
+
+
+async def test_an_unload_that_had_to_wait_finds_that_a_request_has_come(tmp_path: Path) -> None:
+    """Unloaded under it and loaded again, the name would end the engine."""
+    async with bench(tmp_path) as it:
+        await it.replica.load(A)
+        it.engine.script(Fault.SLOW, path=LOAD, delay=0.2)
+        loading = asyncio.create_task(it.replica.load(B))
+        async with asyncio.timeout(30):
+            while not any(seen.path == LOAD and B.encode() in seen.body for seen in it.engine.requests):
+                await asyncio.sleep(0.005)
+        unloading = asyncio.create_task(it.replica.unload(A))
+        await asyncio.sleep(0)
+        it.use.busy.add(A)
+        with pytest.raises(EngineError, match="Requests run on a@"):
+            await unloading
+        await loading
+        assert A in it.replica.resident
+        assert A in it.engine.loaded
+        it.use.busy.clear()
+        await it.replica.unload(A)
+        assert A not in it.engine.loaded
+
+
+async def test_what_somebody_unloaded_under_a_request_is_not_loaded_again_before_that_ends(tmp_path: Path) -> None:
+    async with bench(tmp_path) as it:
+        await it.replica.load(A)
+        it.use.busy.add(A)
+        await it.replica.client.unload(A)
+        it.replica.lost(A)
+        for patience in (None, 0.0, 0.1):
+            with pytest.raises(Saturated, match="unloaded there while requests run"):
+                await it.replica.load(A, wait_s=patience)
+        assert it.engine.loads == [A]
+        assert not it.replica.failed
+        it.use.busy.clear()
+        await it.replica.load(A)
+        assert it.engine.loads == [A, A]
 
 
 async def test_an_engine_without_a_base_model_is_no_engine(tmp_path: Path) -> None:
