@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -32,6 +33,7 @@ from adapters.traffic import NoTraffic, Traffic
 from adapters.types import Adapter, Canary, Event, PlacementState, Rules, Version, VersionState
 
 MAX_NOTES = 4096
+_log = logging.getLogger(__name__)
 OPERATOR = "operator"  # who moved it, where no key says so
 
 
@@ -76,12 +78,18 @@ class AdapterService:
         known = await self._db.read(store.known)
         is_known = self._asks(lambda conn, name: name in (store.known if known else store.never_removed)(conn, [name]))
         later: list[str] = []  # another gateway may have requests in flight on these
-        keep = is_known if not await self._gateways.present() else partial(_kept, is_known, later)
+        others = await self._gateways.present()
+        keep = partial(_kept, is_known, later) if others else is_known
         swept = await asyncio.to_thread(self._shelf.sweep, known, keep)
         if later:
             self._swap.discard_later(later)
         missing = await asyncio.to_thread(self._shelf.missing, known)
-        await self._db.write(lambda conn: store.set_damaged(conn, missing))
+        if missing and others:  # they serve them: it is this one that may have been started without its store
+            _log.error(
+                "%d of %d versions have no files in %s, %s for one; other gateways run, so they count as whole. Give all "
+                "gateways the same data directory.", len(missing), len(known), self._shelf.root, min(missing),
+            )  # fmt: skip
+        await self._db.write(lambda conn: store.set_damaged(conn, missing, more=not others))
         return swept
 
     async def close(self) -> None:

@@ -291,10 +291,14 @@ def _wish_anew(conn: sa.Connection, version: Version) -> None:
     conn.execute(sa.update(versions).where(mine).values(wish=Wish.AUTO))
 
 
-def set_damaged(conn: sa.Connection, engine_names: Collection[str]) -> None:
-    """The files of exactly these versions are gone from the store; bumps only where that is news."""
+def set_damaged(conn: sa.Connection, engine_names: Collection[str], *, more: bool = True) -> None:
+    """The files of exactly these versions are gone from the store; bumps only where that is news.
+
+    more: False: of those that were there before; whoever says so may be looking at the wrong store.
+    """
     before = conn.execute(sa.select(versions.c.engine_name).where(versions.c.damaged == sa.true())).scalars()
-    gone, back = set(engine_names), set(before)
+    back = set(before)
+    gone = set(engine_names) if more else back.intersection(engine_names)
     if gone == back:
         return
     revision.bump(conn)

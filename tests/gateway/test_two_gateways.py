@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -196,6 +197,20 @@ async def test_a_gateway_whose_write_waits_for_another_still_counts_as_alive(
             await until(lambda: all(at > last for (at,) in pair.rows("SELECT seen_at FROM gateways")))
             assert not removing.done()
         assert (await removing).status_code == 200
+
+
+async def test_a_gateway_that_comes_without_the_store_takes_nothing_from_the_others(pair: Pair, tmp_path: Path) -> None:
+    """As when its volume is not mounted: what it does not find, the others and the engines have."""
+    live = (await pair.register(pair.one, "cs", 1))["live"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    shutil.copy(pair.data / "pepper", empty)
+    before = pair.rows("SELECT n FROM revision")
+    engines = [{"url": engine.url, "adapter_dir": str(pair.data / "adapters")} for engine in pair.engines]
+    async with running(empty, pair.engines, database_url=pair.url, engines=engines) as third:
+        await until(lambda: "cs" in third.started.gateway.proxy.snapshot.models)
+        assert pair.rows("SELECT n FROM revision") == before
+        assert await said(pair, pair.one, "cs") == await said(pair, third, "cs") == f"cs@{live}"
 
 
 async def test_a_gateway_that_stops_is_gone_at_once(url: str, tmp_path: Path, engine: FakeVLLM) -> None:
