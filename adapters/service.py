@@ -86,9 +86,13 @@ class AdapterService:
         missing = await asyncio.to_thread(self._shelf.missing, known)
         if missing and others:  # they serve them: it is this one that may have been started without its store
             _log.error(
-                "%d of %d versions have no files in %s, %s for one; other gateways run, so they count as whole. Give all "
-                "gateways the same data directory.", len(missing), len(known), self._shelf.root, min(missing),
-            )  # fmt: skip
+                "%d of %d versions have no files in %s (%s for one), and count as whole because other gateways run. "
+                "Give all gateways the same data directory.",
+                len(missing),
+                len(known),
+                self._shelf.root,
+                min(missing),
+            )
         await self._db.write(lambda conn: store.set_damaged(conn, missing, more=not others))
         return swept
 

@@ -107,7 +107,12 @@ async def open_gateway(
                 heartbeat.changed()
                 reconciler.wake()  # another gateway may have moved what engines should have
 
-        refresher = Refresher(db, settings, swap=swap, base=loader.base_id, wall=wall)
+        def fresh(until: float) -> None:
+            if db.shared:  # else nobody but this process changes anything
+                proxy.fresh_until = until
+
+        refresher = Refresher(db, settings, swap=swap, base=loader.base_id, wall=wall, clock=clock, fresh=fresh)
+        proxy.catch_up = refresher.catch_up
         heartbeat = await _open_heartbeat(db, loader, reconciler, lambda: refresher.revision, stack)
         adapters = _open_adapters(settings, db, reconciler, refresh.now, loader, heartbeat, stack)
         canaries = Canaries(adapters, metrics, clock)

@@ -1,7 +1,8 @@
 """Keeps the Snapshot that every request reads what the database says, and swaps it whole.
 
 A change is noticed by one cheap query every half second (a revoked key of another process ends within 1 s), or
-at once when this process made it. Must not know what a snapshot is made of.
+at once when this process made it. A process that was stopped, or its machine, wakes with a snapshot of long ago: then
+requests wait for one look. Must not know what a snapshot is made of.
 """
 
 from __future__ import annotations
@@ -20,10 +21,16 @@ from gateway.v1.snapshot import EMPTY, Limits, Snapshot
 log = logging.getLogger("loragate.refresh")
 
 POLL_S = 0.5
+STALE_S = 2.0  # a look of before says nothing about now
+CATCH_UP_S = 1.0  # requests wait no longer for the database; then they go on with what is known
+NEVER = float("inf")
 
 
 class Refresher:
-    """swap: takes the new snapshot. base: what the engines call the base, None until one has said it."""
+    """swap: takes the new snapshot. base: what the engines call the base, None until one has said it.
+
+    clock: monotonic seconds. fresh: told until when requests may go by the snapshot without asking `catch_up`.
+    """
 
     def __init__(
         self,
@@ -33,16 +40,21 @@ class Refresher:
         swap: Callable[[Snapshot], None],
         base: Callable[[], str | None],
         wall: Callable[[], float],
+        clock: Callable[[], float],
+        fresh: Callable[[float], None],
     ) -> None:
         self._db = db
         self._limits = {name: configured(given) for name, given in settings.model_limits.items()}
         self._swap = swap
         self._base = base
         self._wall = wall
+        self._clock = clock
+        self._fresh = fresh
         self._seen: tuple[int, str | None] = (-1, None)
         self._read_at = 0.0  # unix seconds
         self._one_at_a_time = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._catching: asyncio.Task[None] | None = None
         self.trouble: str | None = None  # why the registry cannot be read now
         self.snapshot = EMPTY
 
@@ -52,9 +64,10 @@ class Refresher:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._task, self._catching) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def revision(self) -> int:
@@ -64,17 +77,30 @@ class Refresher:
     async def refresh(self) -> None:
         """Look, and swap the snapshot if anything changed; returns once the change is what requests see."""
         async with self._one_at_a_time:
-            base = self._base()
+            base, looked_at = self._base(), self._clock()
             seen = (await revision.current(self._db), base)
             before, now = self.snapshot, self._wall()
             # A clock that was set back: keys that had expired by the wrong time have not.
-            if seen == self._seen and now >= self._read_at:
-                return
-            snapshot = await self._db.read(lambda conn: assemble(conn, before, base, self._limits, now))
-            # Read before the rows were: a change in between only means one more look.
-            self._seen, self._read_at = seen, now
-            self.snapshot = snapshot
-            self._swap(snapshot)
+            if seen != self._seen or now < self._read_at:
+                snapshot = await self._db.read(lambda conn: assemble(conn, before, base, self._limits, now))
+                # Read before the rows were: a change in between only means one more look.
+                self._seen, self._read_at = seen, now
+                self.snapshot = snapshot
+                self._swap(snapshot)
+            self._fresh(looked_at + STALE_S)
+
+    def catch_up(self) -> asyncio.Future[None]:
+        """Done after one look, or when it has taken too long; all who ask at once share it. Never fails."""
+        if self._catching is None or self._catching.done():
+            self._catching = asyncio.get_running_loop().create_task(self._catch_up(), name="catch up")
+        return self._catching
+
+    async def _catch_up(self) -> None:
+        try:
+            async with asyncio.timeout(CATCH_UP_S):
+                await self.refresh()
+        except Exception:  # whatever it is, the loop below meets it too, and says so
+            self._fresh(NEVER)
 
     async def _watch(self) -> None:
         while True:
@@ -92,6 +118,7 @@ class Refresher:
         if self.trouble is None:
             log.warning("the registry cannot be read: %s", why, exc_info=cause)
         self.trouble = f"the registry cannot be read: {why}"
+        self._fresh(NEVER)
 
 
 def configured(given: ModelLimits) -> Limits:

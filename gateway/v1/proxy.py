@@ -91,6 +91,8 @@ class Proxy:
         self.new_request_id = new_request_id
         self.hold_bytes = HOLD_BYTES
         self.snapshot: Snapshot = EMPTY
+        self.fresh_until = float("inf")  # the clock's seconds: later than that one asks `catch_up` first
+        self.catch_up: Callable[[], Awaitable[None]] | None = None
         self.draining = False
         self.observe: Observe | None = None  # told of every request that took part in a canary
         self._record_usage = record_usage
@@ -101,6 +103,8 @@ class Proxy:
         """Everything that happens to one request. Ends with the answer written or the connection cut."""
         work = Work()
         try:
+            if x.received > self.fresh_until and self.catch_up is not None:
+                await self.catch_up()
             checked = self._admit_caller(x, work)
             ticket = self._enter(x, work)
             if ticket is not None:

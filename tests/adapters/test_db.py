@@ -332,9 +332,8 @@ def _stopped(process: int) -> Iterator[None]:
 async def test_a_server_that_takes_the_question_and_stands_still_is_busy(server_url: str) -> None:
     db = Database.open(server_url, read_s=0.2)
     process = int(await db.look("SELECT pg_backend_pid()"))
-    with _stopped(process):
-        with pytest.raises(RegistryBusy, match="does not answer now"):
-            await revision.current(db)
+    with _stopped(process), pytest.raises(RegistryBusy, match="does not answer now"):
+        await revision.current(db)
     async with asyncio.timeout(30):
         while True:
             with contextlib.suppress(RegistryBusy):

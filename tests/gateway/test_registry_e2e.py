@@ -103,7 +103,15 @@ async def test_keys_that_expired_by_a_wrong_clock_are_back_when_it_is_right(tmp_
     await db.write(lambda conn: store.add_key(conn, key))
     settings = load({}, flags={"data_dir": str(tmp_path)})
     clock[0] += 3600
-    async with Refresher(db, settings, swap=seen.append, base=lambda: None, wall=lambda: clock[0]) as refresher:
+    async with Refresher(
+        db,
+        settings,
+        swap=seen.append,
+        base=lambda: None,
+        wall=lambda: clock[0],
+        clock=lambda: 0.0,
+        fresh=lambda _: None,
+    ) as refresher:
         assert not seen[-1].keys
         clock[0] -= 3600
         await refresher.refresh()
