@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError
 
-from adapters import migrate
+from adapters import migrate, postgresql
 from adapters.errors import DatabaseUnusable, RegistryBusy, ServiceError, StorageFull
 from adapters.postgresql import CLOSE_S, READ_S, WRITE_S, Sessions
 
@@ -121,7 +121,14 @@ class Database:
 
     def migrate(self) -> None:
         """Bring the schema up to date (blocking; at start, before anything reads). DatabaseUnusable, RegistryBusy."""
-        if not self._transact(migrate.is_current, False) and not self._transact(migrate.made, True):
+        try:
+            current = self._transact(migrate.is_current, False)
+        except RegistryBusy as exc:
+            if self._sessions is None:
+                raise
+            where = postgresql.address(self._engine.url)
+            raise RegistryBusy(f"PostgreSQL at {where} does not answer. Start it, or correct database_url.") from exc
+        if not current and not self._transact(migrate.made, True):
             self._transact(migrate.prepared(), True)
 
     def close(self) -> None:
@@ -227,6 +234,9 @@ def _translated(exc: DBAPIError) -> ServiceError:
     if primary in (_BUSY, _LOCKED):
         return RegistryBusy("The registry is busy with another write. Try again in a moment.", retry_after_s=1)
     unreachable = isinstance(exc, OperationalError) and code is None and state is None
+    refusal = postgresql.refusal(str(exc.orig)) if unreachable else None
+    if refusal is not None:
+        return DatabaseUnusable(f"PostgreSQL refuses this gateway: {refusal}. Check database_url, then try again.")
     if unreachable or (state is not None and state.startswith(_RETRYABLE_STATES)):
         return RegistryBusy("The database does not answer now. Try again in a moment.", retry_after_s=2)
     return ServiceError("The database refused a statement; the log has the details.")

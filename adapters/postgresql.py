@@ -7,6 +7,7 @@ middle of a change; and its driver does for a server that takes a question and d
 from __future__ import annotations
 
 import os
+import re
 import socket
 from contextlib import suppress
 from typing import Any
@@ -30,6 +31,12 @@ _NETWORK = {  # a machine that is gone without a word is noticed in half a minut
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
+}
+
+_REFUSALS = {  # time changes nothing about these; what it says itself names users and addresses, which /readyz may not
+    r'(database|role) "[^"]*" does not exist': "it has no such database or user",
+    r"authentication failed|no password supplied": "it does not take the user and password",
+    r"no pg_hba\.conf entry": "its pg_hba.conf has no entry for this machine",
 }
 
 
@@ -58,6 +65,17 @@ class Sessions:
 
     def _closed(self, connection: Any, _record: Any) -> None:
         self._open.discard(connection)
+
+
+def refusal(said: str) -> str | None:
+    """Why it will not have this gateway, where what the driver said is that; None for trouble that may pass."""
+    return next((why for pattern, why in _REFUSALS.items() if re.search(pattern, said)), None)
+
+
+def address(url: sa.URL) -> str:
+    """Where it is, for a person."""
+    host = url.host or url.query.get("host") or "its local socket"
+    return f"{host}:{url.port}" if url.port else str(host)
 
 
 def without_end(conn: sa.Connection) -> None:

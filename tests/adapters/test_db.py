@@ -390,3 +390,23 @@ async def test_who_stands_still_in_the_middle_of_a_change_holds_nobody_up(server
     assert await revision.current(one) == 1
     one.close()
     two.close()
+
+
+@pytest.mark.xdist_group("postgresql")
+@pytest.mark.parametrize("change", [{"database": "nowhere"}, {"username": "nobody"}])
+def test_a_server_that_will_not_have_us_is_not_said_to_be_silent(server_url: str, change: dict[str, str]) -> None:
+    url = sa.make_url(server_url).set(**change)  # type: ignore[arg-type]
+    assert _refusal(url.render_as_string(hide_password=False)) == (
+        "PostgreSQL refuses this gateway: it has no such database or user. Check database_url, then try again."
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [("postgresql://x@127.0.0.1:1/y", "127.0.0.1:1"), ("postgresql://x@/y?host=/nowhere", "/nowhere")],
+)
+def test_a_server_that_is_not_there_is_named(url: str, where: str) -> None:
+    db = Database.open(url)
+    with pytest.raises(RegistryBusy, match=re.escape(f"PostgreSQL at {where} does not answer.")):
+        db.migrate()
+    db.close()
