@@ -93,7 +93,15 @@ async def flipping(names: list[str], data_dir: Path, rounds: int) -> tuple[list[
     settings, swapped = Settings(data_dir=data_dir), list[Snapshot]()
     with opened(settings) as database:
         await database.write(lambda conn: _fill(conn, names))
-        refresher = Refresher(database, settings, swap=swapped.append, base=lambda: MODEL, wall=time.time)
+        refresher = Refresher(
+            database,
+            settings,
+            swap=swapped.append,
+            base=lambda: MODEL,
+            wall=time.time,
+            clock=time.monotonic,
+            fresh=lambda _: None,
+        )
         first, flips = await _refreshed(refresher), []
         for number in range(rounds):
             name, version = f"adapter-{number:05d}", f"{number + len(names):012x}"
