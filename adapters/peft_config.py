@@ -16,7 +16,9 @@ from typing import Any, NoReturn
 from adapters.verdict import Findings, Rejected
 
 MAX_RANK = 512  # vLLM's largest max_lora_rank
-_PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")  # they change the adapter's start, not the base
+# They change the adapter's start, not the base. lora_ga does: PEFT takes its start out of the base while it trains, and
+# leaves the base alone when it loads what was saved (layer.py, lora_ga_init); vLLM 0.32 takes it without a word.
+_PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
 # What trainers write, and what `written` below makes of many.
 _PATTERN_KEY = re.compile(r"\^?[A-Za-z0-9_.]{1,512}|\^\([A-Za-z0-9_.]+(\|[A-Za-z0-9_.]+)*\)", re.ASCII)
 # vLLM 0.32 tries every pattern on every module, one after the other, while all requests wait; from 500 patterns on it

@@ -135,6 +135,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "PiSSA fast": ({"init_lora_weights": "pissa_niter_16"}, "pissa_unconverted"),
     "OLoRA": ({"init_lora_weights": "olora"}, "init_changes_base"),
     "CorDA": ({"init_lora_weights": "corda"}, "init_changes_base"),
+    "LoRA-GA": ({"init_lora_weights": "lora_ga", "lora_ga_config": {"direction": "ArB2r"}}, "init_changes_base"),
     "LoftQ": ({"init_lora_weights": "loftq"}, "init_changes_base"),
     "init a number": ({"init_lora_weights": 3}, "config_type"),
     "LoftQ config": ({"loftq_config": {"loftq_bits": 4}}, "init_changes_base"),

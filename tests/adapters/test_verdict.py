@@ -134,7 +134,7 @@ def test_qlora_is_fine(tmp_path: Path, trained_on: str) -> None:
 
 def test_rslora_and_plain_starts_are_fine(tmp_path: Path, base: BaseInfo) -> None:
     """PEFTHelper._init_is_supported: these only choose where training begins."""
-    for at, start in enumerate([True, False, None, "gaussian", "eva", "Orthogonal", "lora_ga", "mica"]):
+    for at, start in enumerate([True, False, None, "gaussian", "eva", "Orthogonal", "mica"]):
         config = {"init_lora_weights": start, "use_rslora": True}
         assert check(write(tmp_path / str(at), config), base, 16).findings == ()
 

@@ -29,6 +29,7 @@ SILENT = {
         "LoftQ config",
         "LoftQ's table with a LoRA's start",
         "CorDA cache, a pickle",
+        "LoRA-GA",
         "classification head",
         "new tokens",
     ),
