@@ -22,6 +22,7 @@ WEIGHTS = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 1024 * 1024
 MAX_WEIGHTS_BYTES = 8 * 1024**3
 MAX_ENTRIES = 1000
+HEADS = ("value_head.safetensors", "value_head.bin")  # LLaMA-Factory puts them beside the adapter of a reward model
 
 # What PEFT and LLaMA-Factory leave beside an adapter: tokenizer, chat template, logs, curves, optimizer state and
 # checkpoints. All of it is ignored, never opened and never copied; the base's tokenizer and template are used.
@@ -91,20 +92,34 @@ def _judged(path: PurePath, names: Collection[str]) -> AdapterRejected | None:
 
 def check_names(path: PurePath, names: Collection[str]) -> None:
     """Judge a folder (or an archive, which `path` then is) by what it holds; AdapterRejected."""
-    if path.name == "pissa_backup":
-        _refuse("pissa_backup", "pissa_backup holds the start of the training, not its result", _PISSA)
     here = set(names)
+    _check_start(path)
     pickled = sorted(here & {"adapter_model.bin", "adapter_model.pt", "adapter_model.pth"})
     if pickled:
         _refuse("pickle_weights", f"{pickled[0]} is a pickle, which can run code when it is loaded", _SAFETENSORS)
-    if any(name.startswith("value_head.") for name in here):
-        _refuse("reward_model", "it is a reward model (stage rm): it scores answers, it does not write them", _SFT)
+    _check_head(here)
     if not {CONFIG, WEIGHTS} <= here:
         _refuse_incomplete(path, here)
     for name in sorted(here - {CONFIG, WEIGHTS}):
         if not _IGNORED.fullmatch(name):
             reason = "pickle_weights" if _PICKLES.fullmatch(name) else "unexpected_file"
             _refuse(reason, f"the folder also holds {name[:80]!r}, which is no part of an adapter", _ONLY_TWO)
+
+
+def check_kind(path: PurePath, names: Collection[str]) -> None:
+    """Whether the two files are what they seem, where what else is there is never fetched; AdapterRejected."""
+    _check_start(path)
+    _check_head(names)
+
+
+def _check_start(path: PurePath) -> None:
+    if path.name.partition(".")[0] == "pissa_backup":  # also as an archive
+        _refuse("pissa_backup", "pissa_backup holds the start of the training, not its result", _PISSA)
+
+
+def _check_head(names: Collection[str]) -> None:
+    if any(name.startswith("value_head.") for name in names):
+        _refuse("reward_model", "it is a reward model (stage rm): it scores answers, it does not write them", _SFT)
 
 
 def _refuse_incomplete(path: PurePath, here: set[str]) -> NoReturn:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from adapters import folder
@@ -156,16 +156,13 @@ class Arrivals:
                 return self._files(lambda name: client.file(where, commit, name), shown, into, progress)
             case source.Bucket():
                 with bucket.opened(where, self._environ) as store:
+                    whole = bucket.BucketFile(store, where.scheme, where.path)
                     if where.is_archive:
-                        return self._archive(
-                            bucket.BucketFile(store, where.scheme, where.path), where.shown, into, progress
-                        )
-                    return self._files(
-                        lambda name: bucket.BucketFile(store, where.scheme, f"{where.path}/{name}"),
-                        where.shown,
-                        into,
-                        progress,
-                    )
+                        return self._archive(whole, where.shown, into, progress)
+                    found = self._files(whole.below, where.shown, into, progress)
+                    heads = [name for name in folder.HEADS if whole.below(name).exists()]
+                    folder.check_kind(PurePosixPath(where.path), heads)
+                    return found
 
     def _files(self, remote: Callable[[str], transfer.Remote], shown: str, into: Path, progress: Progress) -> Arrived:
         progress.begin("fetching")

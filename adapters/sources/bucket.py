@@ -47,6 +47,18 @@ class BucketFile:
         except PermissionError:
             raise self._forbidden() from None
 
+    def below(self, name: str) -> BucketFile:
+        """Of a prefix: the object of that name."""
+        return BucketFile(self.store, self.scheme, f"{self.path}/{name}")
+
+    def exists(self) -> bool:
+        """Whether it is there for these credentials; also False where they may not ask."""
+        try:
+            self._stat()
+        except (FileNotFoundError, NotADirectoryError, PermissionError, SourceRefused, Broken):
+            return False
+        return True
+
     def _pieces(self, at: int, size: int) -> Iterator[bytes]:
         for start in range(at, size, PIECE):
             yield self._asked(self.store.cat_file, self.path, start=start, end=min(start + PIECE, size))

@@ -102,12 +102,14 @@ class HubClient:
 
 
 def check_files(hub: Hub, commit: Commit) -> None:
-    """AdapterRejected, where the repository's folder lacks one of the two files; what else it has is never fetched."""
+    """AdapterRejected, where the repository's folder holds no adapter; what else it has is never fetched."""
     prefix = f"{hub.folder}/" if hub.folder else ""
     here = {path[len(prefix) :].split("/")[0] for path in commit.files if path.startswith(prefix)}
+    place = PurePosixPath(hub.repo, hub.folder)
     if {folder.CONFIG, folder.WEIGHTS} <= here:
+        folder.check_kind(place, here)
         return
-    folder.check_names(PurePosixPath(hub.repo, hub.folder), here - {""})
+    folder.check_names(place, here - {""})
     raise AdapterRejected(f"{hub.shown} has no adapter.", reason="not_an_adapter")  # check_names has said it better
 
 

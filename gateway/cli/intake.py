@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from adapters.errors import AdapterRejected
 from adapters.sources.source import is_loopback
+from adapters.verdict import findings_of
 from gateway.cli.client import Refused
 from gateway.cli.packing import form
 from gateway.cli.progress import bar, watched
@@ -58,6 +61,17 @@ def _sent(gateway: Session, path: str, here: Path, fields: Mapping[str, Any]) ->
             else:
                 shown.show("checking", 0, None)
 
-        with form(here, texts, sent) as content:
-            total = content.length
-            return gateway.call("POST", path, content=content, timeout_s=ANSWER_TIMEOUT_S)
+        try:
+            with form(here, texts, sent) as content:
+                total = content.length
+                return gateway.call("POST", path, content=content, timeout_s=ANSWER_TIMEOUT_S)
+        except AdapterRejected as error:
+            raise Refused(error.message, _refusal(error, path)) from None
+
+
+def _refusal(error: AdapterRejected, path: str) -> dict[str, Any]:
+    """What the gateway would answer there."""
+    told = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    if not path.endswith("/check"):
+        return {"error": told}
+    return {"error": told, "ok": False, "findings": [asdict(each) for each in findings_of(error)]}

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adapters import folder
-from adapters.errors import AdapterRejected
 from gateway.cli.client import Refused
 
 PIECE = 256 * 1024
@@ -33,7 +32,10 @@ class Content:
 
 @contextmanager
 def form(path: Path, fields: Mapping[str, str], sent: Callable[[int], object]) -> Iterator[Content]:
-    """`path` (a folder or an archive here) and `fields` as multipart/form-data; Refused. `sent` hears of each piece."""
+    """`path` (a folder or an archive here) and `fields` as multipart/form-data. `sent` hears of each piece.
+
+    Raises Refused, and AdapterRejected for a folder that the gateway would refuse for what it holds.
+    """
     boundary = secrets.token_hex(16)
     with _file(path) as (name, length, pieces):
         head = b"".join(_field(boundary, *pair) for pair in fields.items()) + _file_head(boundary, name)
@@ -51,12 +53,11 @@ def _file(path: Path) -> Iterator[tuple[str, int, Iterator[bytes]]]:
                 yield path.name, size, _exactly(file, size, path)
         else:
             with folder.opened(path) as found:
+                if found.refused is not None:
+                    raise found.refused
                 files = [(folder.CONFIG, len(found.config)), (folder.WEIGHTS, found.weights_bytes)]
                 length = sum(_BLOCK + size + _padding(size) for _, size in files) + 2 * _BLOCK
                 yield f"{path.name}.tar", length, _tar(found, path)
-    except AdapterRejected as error:
-        document = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-        raise Refused(error.message, {"error": document}) from None
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror}.") from None
 

@@ -75,6 +75,35 @@ async def test_what_cannot_be_sent_is_one_sentence(room: AdminRoom) -> None:
     assert (ran.code, ran.stdout, "hunter2" in ran.stderr) == (1, "", False)
 
 
+def spoilt(room: AdminRoom, name: str, *beside: str) -> str:
+    """A good folder under another name, or with more in it."""
+    folder = tiny_lora(room.home / name)
+    for each in beside:
+        (folder / each).write_bytes(b"x")
+    return name
+
+
+async def test_a_folder_that_is_sent_is_judged_as_one_that_the_gateway_reads(room: AdminRoom) -> None:
+    """Its two files alone would pass: they say neither that they are a training's start nor that they score."""
+    (room.home / "adapters").mkdir()
+    for what in (
+        spoilt(room, "pissa_backup"),
+        spoilt(room, "rm", "value_head.safetensors"),
+        spoilt(room, "pkl", "evil.pkl"),
+    ):
+        there = await loragate(room, "adapters", "check", what, "--json")
+        here = await loragate(room, "adapters", "check", what, "--upload", "--json")
+        assert (there.code, here.code) == (1, 1)
+        document = here.document()
+        assert document["error"] == there.document()["error"]
+        assert (document["ok"], document["findings"]) == (False, there.document()["findings"][:1])
+        people = await loragate(room, "adapters", "check", what, "--upload")
+        assert people.stdout.startswith(f"refuse  {document['findings'][0]['reason']}: ")
+        ran = await loragate(room, "adapters", "register", what, "--name", "cs", "--upload", "--json")
+        assert (ran.code, ran.document()) == (1, {"error": document["error"]})
+    assert (await room.root_client.get("/admin/v1/adapters")).json()["data"] == []
+
+
 class Endless:
     """A form that would be gigabytes, and that counts what is taken of it."""
 
