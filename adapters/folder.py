@@ -59,6 +59,9 @@ def opened(path: Path) -> Iterator[Folder]:
         _refuse("not_found", f"{path} is not an absolute path", "Give the folder's whole path.")
     try:
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except NotADirectoryError:
+        what = "Name the folder of an adapter, or an archive of it (.tar.gz, .tgz, .tar, .zip)."
+        _refuse("not_found", f"{path} is not a folder", what)
     except OSError as exc:
         _refuse("not_found", f"{path} is not a folder that can be read ({exc.strerror})", "Check the path.")
     try:

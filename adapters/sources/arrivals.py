@@ -247,7 +247,8 @@ class Upload:
 
 
 def _is_archive(path: Path) -> bool:
-    return path.is_file() and path.name.lower().endswith(source.ARCHIVES)
+    # os.path answers False where Path raises: a name too long, a home that we may not enter. Opening it says why.
+    return path.name.lower().endswith(source.ARCHIVES) and os.path.isfile(path)
 
 
 async def _finished(work: Future[T], stop: Callable[[], object] = lambda: None) -> T:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from adapters.errors import AdapterRejected, InvalidRequest, StorageFull, Unavailable
+from adapters.intake import check
 from adapters.shelf import Shelf
 from adapters.sources.arrivals import Arrivals, Arrived
 from adapters.sources.source import SourceRefused, SourceUnavailable
@@ -223,6 +224,16 @@ async def test_https_takes_only_certificates_that_are_trusted(tmp_path: Path, ce
         assert stdout.decode().strip() == SUMS[CONFIG]
 
 
+async def test_a_path_that_cannot_even_be_looked_at_is_a_sentence(tmp_path: Path) -> None:
+    """It is no error of the gateway's. So it is for a home that its user may not enter, which root here could."""
+    (tmp_path / "a.tar.xz").touch()
+    for name, words in (("x" * 300, "File name too long"), ("x" * 300 + ".tar", "too long"), ("a.tar.xz", "an archive")):
+        async with arrivals(tmp_path) as ways:
+            with pytest.raises(AdapterRejected, match=words):
+                async with ways.open(str(tmp_path / name)) as found:
+                    check(found.folder, None, 16)
+
+
 # --- a hub ---------------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +297,30 @@ async def test_what_a_hub_does_not_have(tmp_path: Path, hub: Elsewhere, source: 
     hub.files |= {f"/org/pickled/{CONFIG}": b"{}", "/org/pickled/adapter_model.bin": b"x"}
     with pytest.raises((SourceRefused, AdapterRejected), match=words):
         await arrived(tmp_path, source, HF_ENDPOINT=hub.url)
+
+
+async def test_what_a_place_says_of_the_two_files_counts_though_it_is_not_fetched(
+    tmp_path: Path, web: Elsewhere
+) -> None:
+    """A training's start and a reward model have the same two files as an adapter that can be served."""
+    for name, data in FILES.items():
+        for place in ("/org/lora/pissa_backup", "/org/rm", "/org/old", "/bucket/out/pissa_backup", "/bucket/rm"):
+            web.files[f"{place}/{name}"] = data
+    web.files |= {"/org/rm/value_head.safetensors": b"x", "/org/old/value_head.bin": b"x"}
+    web.files["/bucket/rm/value_head.safetensors"] = b"x"
+    web.files["/pissa_backup.tar.gz"] = gz(tar())
+    store = credentials(web) | {"HF_ENDPOINT": web.url}
+    for source, reason in (
+        ("hf://org/lora/pissa_backup", "pissa_backup"),
+        ("hf://org/rm", "reward_model"),
+        ("hf://org/old", "reward_model"),
+        ("s3://bucket/out/pissa_backup", "pissa_backup"),
+        ("s3://bucket/rm", "reward_model"),
+        (f"{web.url}/pissa_backup.tar.gz", "pissa_backup"),
+    ):
+        with pytest.raises(AdapterRejected) as refused:
+            await arrived(tmp_path, source, **store)
+        assert refused.value.reason == reason, source
 
 
 async def test_what_is_no_hub_is_told_so(tmp_path: Path, web: Elsewhere) -> None:
