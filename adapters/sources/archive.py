@@ -17,7 +17,7 @@ from typing import BinaryIO
 from adapters import folder
 from adapters.errors import AdapterRejected, ServiceError
 from adapters.sources import tarball, zipball
-from adapters.sources.incoming import write_all
+from adapters.sources.incoming import disk, write_all
 from adapters.sources.member import Caps, Member, damaged, unsafe
 from adapters.sources.progress import Progress, Stopped
 
@@ -100,9 +100,10 @@ class _Layout:
         if member.size > limit:
             raise _too_large(f"{name} has more than {limit} bytes")
         where = self.into / ("below" if top else "top")
-        where.mkdir(mode=0o700, exist_ok=True)
         digest, size = hashlib.sha256(), 0
-        file = os.open(where / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with disk():
+            where.mkdir(mode=0o700, exist_ok=True)
+            file = os.open(where / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             for piece in member.pieces:
                 size += len(piece)
@@ -123,13 +124,13 @@ class _Layout:
         top = "" if "" in self.taken or not tops else tops[0]
         if top:
             if len(tops) > 1:
-                raise unsafe(f"it holds several adapters ({', '.join(tops)[:120]})", reason="several_adapters")
+                raise unsafe(f"it holds several adapters ({_shown(', '.join(tops), 120)})", reason="several_adapters")
             beside = sorted({parts[0] for parts in self.seen} - {top})
             if beside:
-                raise unsafe(f"it also holds {beside[0][:80]!r} beside {top[:80]}", reason="unexpected_file")
+                raise unsafe(f"it also holds {beside[0][:80]!r} beside {_shown(top)}", reason="unexpected_file")
         depth = 1 if top else 0
         names = {parts[depth] for parts in self.seen if len(parts) > depth and (not top or parts[0] == top)}
-        folder.check_names(PurePosixPath(self.label, top), names)
+        folder.check_names(PurePosixPath(self.label, _shown(top)), names)
         return Unpacked(self.into / ("below" if top else "top"), self.taken[top])
 
 
@@ -138,6 +139,11 @@ def _parts(name: str) -> tuple[str, ...]:
     if name.startswith("/") or "\\" in name or ".." in name.split("/") or "\0" in name or len(name) > 1024:
         raise unsafe(f"it has an entry {name[:80]!r}, which would lie outside the folder")
     return tuple(part for part in name.split("/") if part not in ("", "."))
+
+
+def _shown(name: str, most: int = 80) -> str:
+    """A name from the archive, which may be no text and may move a terminal's cursor, for a sentence."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in name[:most])
 
 
 def _too_large(what: str) -> AdapterRejected:

@@ -64,6 +64,8 @@ def _pieces(tar: tarfile.TarFile, entry: tarfile.TarInfo, stream: _Metered) -> I
 @dataclass(slots=True)
 class _Seen:
     headers: int = 0
+    extended: int = 0  # bytes of names and attributes
+    common: int = 0  # bytes of attributes for all further entries, which tarfile keeps and copies for each
     ended: bool = False
 
 
@@ -88,6 +90,11 @@ def _header_class(seen: _Seen, caps: Caps) -> type[tarfile.TarInfo]:
                 raise damaged("it is neither a tar, a tar.gz nor a zip, or a part of it is broken") from None
             if found.size < 0 or (found.type in _LONG_TYPES and found.size > _LONG):
                 raise damaged("a header in it has an impossible size")
+            if found.type in _LONG_TYPES:
+                seen.extended += found.size
+                seen.common += found.size if found.type == tarfile.XGLTYPE else 0
+                if seen.extended > 4 * caps.header or seen.common > _LONG:
+                    raise damaged("it has more attributes than files")
             return found
 
     return Header

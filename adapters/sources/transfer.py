@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from adapters.errors import AdapterRejected
-from adapters.sources.incoming import check_space, write_all
+from adapters.sources.incoming import check_space, disk, write_all
 from adapters.sources.progress import Progress
 from adapters.sources.source import SourceUnavailable
 
@@ -73,7 +73,8 @@ def fetch(
 
     Raises AdapterRejected (larger than `limit` bytes), Missing, SourceRefused, SourceUnavailable, StorageFull, Stopped.
     """
-    file = os.open(into, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with disk():
+        file = os.open(into, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         return _Transfer(remote, file, into, limit, progress, first_pause_s).run()
     finally:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapters.errors import AdapterRejected
+from adapters.errors import AdapterRejected, ServiceError
 from adapters.sources.archive import Unpacked, unpack
 from adapters.sources.member import Caps
 from adapters.sources.progress import Progress, Stopped
@@ -227,6 +227,40 @@ def test_a_hostile_archive_is_refused_in_a_sentence(name: str, tmp_path: Path) -
     for path in (tmp_path / "in").rglob("*"):
         assert path.parent.name in ("top", "below") or path.name in ("top", "below")
         assert not path.is_symlink()
+
+
+@pytest.mark.parametrize("top", ["\x1b[2J\x1b]0;x\x07", "mod\udce8le", "\u202egpj"])
+def test_a_folders_name_in_an_archive_never_moves_the_cursor(top: str, tmp_path: Path) -> None:
+    """It is in the sentence, which a terminal shows and JSON must hold; `tar` packs names that are no text at all."""
+    beside = {f"{top}/{name}": data for name, data in FILES.items()} | {"y": b""}
+    for at, data in enumerate(({f"{top}/{CONFIG}": b"{}"}, {f"{t}/{CONFIG}": b"" for t in (top, "b")}, beside)):
+        with pytest.raises(AdapterRejected) as refused:
+            unpacked(tar(data), tmp_path / f"in{at}")
+        assert refused.value.message.isprintable(), ascii(refused.value.message)
+    assert unpacked(tar(top=f"{top}/"), tmp_path / "good").folder.name == "below"
+
+
+def test_what_our_own_disk_refuses_is_not_the_archives_fault(tmp_path: Path) -> None:
+    (tmp_path / "packed").write_bytes(tar())
+    with (tmp_path / "packed").open("rb") as file, pytest.raises(ServiceError) as refused:
+        unpack(file, "a.tar", tmp_path / "gone", watched())
+    assert not isinstance(refused.value, AdapterRejected), refused.value.message
+
+
+def test_attributes_without_end_are_not_collected(tmp_path: Path) -> None:
+    """What holds for all further entries would be kept in memory, and copied for each: minutes in one archive."""
+    few = record("comment", "0123456789abcdef")
+    for kind, reason in ((tarfile.XGLTYPE, "archive_damaged"), (tarfile.XHDTYPE, "archive_damaged")):
+        parts, keys = list[bytes](), iter(range(10**9))
+        for at in range(15):
+            many = b"".join(record(f"k{next(keys):x}", "v") for _ in range(4000))
+            parts += [entry("x", kind, size=len(many)).tobuf(tarfile.USTAR_FORMAT), many, bytes(-len(many) % 512)]
+            parts.append(entry(f"{at}.txt").tobuf(tarfile.USTAR_FORMAT))
+        with pytest.raises(AdapterRejected) as refused:
+            unpacked(gz(b"".join(parts) + tar()), tmp_path / f"in{kind!r}")
+        assert refused.value.reason == reason
+    head = entry("x", tarfile.XGLTYPE, size=len(few)).tobuf(tarfile.USTAR_FORMAT)  # as `git archive` writes
+    assert unpacked(head + few + bytes(-len(few) % 512) + tar(), tmp_path / "good").checksums
 
 
 def test_a_directory_of_gigabytes_in_a_zip_is_not_read(tmp_path: Path) -> None:
