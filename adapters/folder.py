@@ -28,8 +28,10 @@ HEADS = ("value_head.safetensors", "value_head.bin")  # LLaMA-Factory puts them 
 # checkpoints. All of it is ignored, never opened and never copied; the base's tokenizer and template are used.
 _IGNORED = re.compile(
     r".*\.(md|txt|json|jsonl|jinja|ya?ml|log|png|csv|model)|LICENSE.*|\.git.*|\.cache|\.DS_Store"
-    r"|training_args\.bin|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state.*\.pth|checkpoint-.*|global_step.*"
+    r"|training_args\.bin|optimizer\.(pt|bin)|scheduler\.(pt|bin)|scaler\.pt|rng_state.*\.pth|checkpoint-.*|global_step.*"
     r"|latest|runs|events\.out\.tfevents.*|pissa_(backup|converted)|swanlab|wandb"
+    # DeepSpeed's checkpoints, which have its script beside them, FSDP's and accelerate's.
+    r"|zero_to_fp32\.py|optimizer_\d+|pytorch_model_fsdp(_\d+|\.bin)|sampler\.bin|random_states_\d+\.pkl"
 )
 _PICKLES = re.compile(r".*\.(bin|pt|pth|pkl|pickle|ckpt)")
 _WHOLE_MODEL = re.compile(r"model.*\.safetensors|pytorch_model.*")
@@ -131,7 +133,7 @@ def _refuse_incomplete(path: PurePath, here: set[str]) -> NoReturn:
     if WEIGHTS not in here and any(_PICKLES.fullmatch(name) for name in here):
         _refuse("pickle_weights", "its only weights are pickles, which can run code when loaded", _SAFETENSORS)
     missing = " and ".join(name for name in (CONFIG, WEIGHTS) if name not in here)
-    below = sorted(name for name in here if _BELOW.fullmatch(name))
+    below = sorted((name for name in here if _BELOW.fullmatch(name)), key=lambda name: (name[0], len(name), name))
     nearest = f"Try {path / below[-1]}." if below else "Register the output_dir of a LoRA training run."
     _refuse("not_an_adapter", f"{path} has no {missing}", nearest)
 

@@ -21,6 +21,7 @@ from adapters.served import BaseInfo
 from adapters.verdict import Finding, Findings, rejection
 
 _QUANTISED = re.compile(r"-(unsloth-)?bnb-[48]bit|-(gptq|awq)(-.*)?|-(int|fp)[48](-.*)?", re.IGNORECASE)
+_CACHED = re.compile(r"(?:.*/)?models--(?:[^/]*--)?([^/]+)(?:/snapshots/[0-9a-f]+)?")
 _NUMBER_BYTES = 2  # in the engine, whatever the file has: vLLM serves float32 models in 16 bits unless told otherwise
 
 
@@ -156,7 +157,10 @@ def _compare_base(named: str | None, base: BaseInfo | None, findings: Findings) 
 
 
 def _last(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2].casefold()
+    """The last part of a hub id or path; in the caches of Hugging Face and ModelScope it has another form there."""
+    plain = name.replace("\\", "/").rstrip("/")
+    cached = _CACHED.fullmatch(plain)
+    return (cached[1] if cached else plain.rpartition("/")[2]).replace("___", ".").casefold()
 
 
 def _plain(name: str) -> str:

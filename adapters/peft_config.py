@@ -21,6 +21,7 @@ MAX_RANK = 512  # vLLM's largest max_lora_rank
 _PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
 # What trainers write, and what `written` below makes of many.
 _PATTERN_KEY = re.compile(r"\^?[A-Za-z0-9_.]{1,512}|\^\([A-Za-z0-9_.]+(\|[A-Za-z0-9_.]+)*\)", re.ASCII)
+_MAPPED = re.compile(r"transformers(_modules)?(\.\w+)+:\w+(ForCausalLM|ForConditionalGeneration|LMHeadModel)", re.ASCII)
 # vLLM 0.32 tries every pattern on every module, one after the other, while all requests wait; from 500 patterns on it
 # also compiles each anew. Measured: 560 modules of a 70B model, each with its own rank and alpha, 18 s; as one pattern
 # for each value 0.2 s, and 1.5 s for 2,000 modules.
@@ -230,6 +231,16 @@ def _pattern(each: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return accepts
 
 
+def _mapping(value: Any) -> bool:
+    """Empty, or what PEFT writes where no task_type was given. It is dropped: nothing is imported."""
+    if _empty(value):
+        return True
+    if not isinstance(value, dict) or not {*value} <= {"base_model_class", "parent_library", "unsloth_fixed"}:
+        return False
+    kind, module = value.get("base_model_class"), value.get("parent_library")
+    return isinstance(kind, str) and isinstance(module, str) and _MAPPED.fullmatch(f"{module}:{kind}") is not None
+
+
 def _local_or_hub(value: Any) -> bool:
     # It is shown to people: no control characters, and no half of a surrogate pair, which no answer can hold.
     return value is None or (_text(value) and "://" not in value and value.isprintable())
@@ -283,7 +294,7 @@ _RULES: Mapping[str, _Rule] = {
     "qalora_group_size": _Rule(_number, "config_type", _TYPE),
     "megatron_core": _Rule(lambda value: value in (None, "megatron.core"), "megatron", "Set megatron_core to null."),
     "megatron_config": _Rule(_empty, "megatron", "Save the adapter without megatron_config."),
-    "auto_mapping": _Rule(_empty, "auto_mapping", "It would import code by name. Save it with a task_type instead."),
+    "auto_mapping": _Rule(_mapping, "auto_mapping", "It would import code by name. Remove that key, or set task_type."),
     "tokenizer_name_or_path": _Rule(_empty, "tokenizer", "The base's tokenizer is used. Remove that key."),
     "modules_to_save": _Rule(
         _empty, "modules_to_save", "Train without additional_target and resize_vocab, or serve a merged model."

@@ -58,9 +58,10 @@ def test_pissa_backup_is_told_by_its_name(tmp_path: Path, base: BaseInfo) -> Non
 
 
 def test_a_checkpoint_below_is_named_as_the_nearest(tmp_path: Path, base: BaseInfo) -> None:
-    (tmp_path / "out" / "checkpoint-80").mkdir(parents=True)
-    with pytest.raises(AdapterRejected, match="checkpoint-80"):
-        check(tmp_path / "out", base, 16)
+    for step in (80, 900, 1000):
+        (tmp_path / "out" / f"checkpoint-{step}").mkdir(parents=True)
+        with pytest.raises(AdapterRejected, match=f"checkpoint-{step}[.]$"):
+            check(tmp_path / "out", base, 16)
 
 
 @pytest.mark.parametrize("case", CONFIGS)
@@ -134,7 +135,10 @@ SIDE_FILES = re.split(
     r"\s+",
     "README.md all_results.json train_results.json trainer_state.json trainer_log.jsonl training_args.bin "
     "training_loss.png tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json merges.txt "
-    "vocab.json chat_template.jinja optimizer.pt scheduler.pt rng_state.pth .gitattributes",
+    "vocab.json chat_template.jinja optimizer.pt scheduler.pt rng_state.pth .gitattributes "
+    # DeepSpeed puts the script beside every global_step…; FSDP and accelerate have names of their own.
+    "zero_to_fp32.py latest rng_state_0.pth optimizer.bin scheduler.bin sampler.bin random_states_0.pkl "
+    "pytorch_model_fsdp.bin",
 )
 
 
@@ -142,7 +146,7 @@ def test_a_trainers_whole_output_folder_is_taken(tmp_path: Path, base: BaseInfo)
     folder = write(tmp_path / "adapter")
     for name in SIDE_FILES:
         add(folder, name)
-    for name in ("checkpoint-40", "runs", "pissa_converted"):
+    for name in ("checkpoint-40", "runs", "pissa_converted", "global_step40", "optimizer_0", "pytorch_model_fsdp_0"):
         (folder / name).mkdir()
     (folder / "tokenizer.model").symlink_to("/etc/passwd")  # never opened
     found = check(folder, base, 16)
@@ -170,6 +174,42 @@ def test_the_same_meaning_is_the_same_version(tmp_path: Path, base: BaseInfo) ->
     other: list[dict[str, Any]] = [{"lora_alpha": 8}, {"use_rslora": True}, {"alpha_pattern": {"q_proj": 4}}]
     digests = {_taken(tmp_path, base, f"other{at}", config).digest for at, config in enumerate(other)}
     assert len(digests | {first.digest}) == 4
+
+
+def test_a_config_without_a_task_is_taken_as_peft_writes_it(tmp_path: Path, base: BaseInfo) -> None:
+    """Then it names the model's class and its module, which nobody here imports and which is not written on."""
+    first, tables = _taken(tmp_path, base, "a", {}), list[dict[str, Any]]()
+    tables.append({"base_model_class": "Qwen2ForCausalLM", "parent_library": "transformers.models.qwen2.modeling"})
+    tables.append({**tables[0], "base_model_class": "Qwen2_5_VLForConditionalGeneration", "unsloth_fixed": True})
+    for at, table in enumerate(tables):
+        found = _taken(tmp_path, base, f"mapped{at}", {"task_type": None, "auto_mapping": table})
+        assert (found.digest, "auto_mapping" in found.config) == (first.digest, False)
+    odd: list[dict[str, Any]] = [
+        {**tables[0], "base_model_class": "Qwen2ForSequenceClassification"},
+        {**tables[0], "parent_library": "os"},
+        {**tables[0], "parent_library": "transformers.models.\x1b[2J"},
+        {**tables[0], "trust_remote_code": True},
+        {"unsloth_fixed": True, "base_model_class": "Qwen2ForCausalLM"},
+    ]
+    for at, table in enumerate(odd):
+        assert _reason(write(tmp_path / f"odd{at}", {"auto_mapping": table}), base) == "auto_mapping"
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "/root/.cache/modelscope/hub/models/Qwen/Qwen2___5-7B-Instruct",
+        "/root/.cache/modelscope/hub/Qwen/Qwen2___5-7B-Instruct/",
+        "/root/.cache/huggingface/hub/models--Qwen--Qwen2.5-7B-Instruct/snapshots/a09a35458c702b33eeacc393d103063234e8bc28",
+        "/data/models--Qwen--Qwen2.5-7B-Instruct",
+    ],
+)
+def test_a_base_is_known_by_where_the_two_hubs_caches_put_it(tmp_path: Path, named: str) -> None:
+    """Trainers write the path that they loaded it from; an engine elsewhere shows only a name to compare with."""
+    folder = write(tmp_path / "a", {"base_model_name_or_path": named})
+    for served in (BaseInfo("Qwen2.5-7B-Instruct"), BaseInfo("qwen", "Qwen/Qwen2.5-7B-Instruct"), BaseInfo(named)):
+        assert [each.reason for each in check(folder, served, 16).findings] == ["shapes_unchecked"]
+    assert _reason(folder, BaseInfo("Qwen2.5-7B")) == "base_mismatch"
 
 
 def test_patterns_become_one_entry_per_module(tmp_path: Path, base: BaseInfo) -> None:
