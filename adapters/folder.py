@@ -39,6 +39,7 @@ _WHOLE_MODEL = re.compile(r"model.*\.safetensors|pytorch_model.*")
 _BELOW = re.compile(r"checkpoint-[0-9]+|pissa_converted", re.ASCII)
 
 _ONLY_TWO = f"Register a folder with {CONFIG} and {WEIGHTS} only."
+_WHERE = "The path is one on the gateway's machine, for its user to read; --upload sends what is on yours."
 _PISSA = "Register the folder pissa_converted beside it (pissa_convert: true in LLaMA-Factory)."
 _SAFETENSORS = "Save the adapter as safetensors (save_safetensors: true) and register that folder."
 _SFT = "Register an adapter of stage sft, dpo or kto; if it is from ppo, move value_head.* out of the folder."
@@ -65,7 +66,7 @@ def opened(path: Path) -> Iterator[Folder]:
         what = "Name the folder of an adapter, or an archive of it (.tar.gz, .tgz, .tar, .zip)."
         _refuse("not_found", f"{path} is not a folder", what)
     except OSError as exc:
-        _refuse("not_found", f"{path} is not a folder that can be read ({exc.strerror})", "Check the path.")
+        _refuse("not_found", f"{path} is not a folder that can be read ({exc.strerror})", _WHERE)
     try:
         refused = _judged(path, _names(directory))
         with _file(directory, CONFIG, MAX_CONFIG_BYTES) as config, _file(directory, WEIGHTS, MAX_WEIGHTS_BYTES) as file:

@@ -191,7 +191,10 @@ class Arrivals:
         try:
             descriptor = os.open(packed, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as exc:
-            raise AdapterRejected(f"{shown} cannot be read ({exc.strerror}).", reason="not_found") from None
+            raise AdapterRejected(
+                f"{shown} cannot be read ({exc.strerror}). Let the gateway's user read it, or send it with --upload.",
+                reason="not_found",
+            ) from None
         with os.fdopen(descriptor, "rb") as file:
             found = archive.unpack(file, label, into, progress, self._caps)
         if packed.parent == into:

@@ -47,6 +47,8 @@ def test_folders_that_are_refused(tmp_path: Path, base: BaseInfo, case: str) -> 
 
 def test_a_path_that_is_no_folder(tmp_path: Path, base: BaseInfo) -> None:
     assert _reason(tmp_path / "missing", base) == "not_found"
+    with pytest.raises(AdapterRejected, match=r"on the gateway's machine.*--upload"):  # which may be in a container
+        check(tmp_path / "missing", base, 16)
     assert _reason(Path("relative"), base) == "not_found"
     (tmp_path / "file").touch()
     with pytest.raises(AdapterRejected, match="not a folder"):
