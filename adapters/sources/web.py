@@ -25,7 +25,7 @@ CONNECT_TIMEOUT_S = 15.0
 IDLE_TIMEOUT_S = 60.0  # without a byte
 LONGEST_WAIT_S = 60.0  # of what a server may ask for with Retry-After
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
-_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)", re.ASCII)
+_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,6 +162,17 @@ async def test_redirects_lead_neither_in_circles_nor_to_plain_http_elsewhere(tmp
             await arrived(tmp_path, f"{web.url}/{path}.tar")
 
 
+async def test_a_server_that_lies_about_what_it_sends(tmp_path: Path, web: Elsewhere) -> None:
+    """Whatever it says of sizes and parts: the file, or a sentence."""
+    web.files["/a.tar.gz"] = gz(tar(LARGE))
+    size = len(web.files["/a.tar.gz"])
+    for told in (f"bytes 0-9/{'9' * 5000}", f"bytes {'9' * 5000}-9/9", f"bytes 5-9/{size}", "bytes 0-9/0", "items 0-9/9"):
+        web.faults += [Fault(206, {"Content-Range": told})] * 100
+        with pytest.raises((SourceUnavailable, AdapterRejected)):
+            await arrived(tmp_path, f"{web.url}/a.tar.gz")
+        web.faults.clear()
+
+
 async def test_a_body_in_a_compressed_form_is_refused(tmp_path: Path, web: Elsewhere) -> None:
     web.files["/a.tar"] = gz(tar())
     web.extra = {"Content-Encoding": "gzip"}
