@@ -49,8 +49,10 @@ class WebFile:
         try:
             with _answer(self.url, {**self.headers, **asked}, self.linked) as (response, linked):
                 _check(response, self.label)
+                # A part without a tag of its own is of the same file: the server has compared it (RFC 9110, 15.3.7).
+                same = tag if response.status_code == 206 and "if-range" in asked else None
                 with progress.interruptible(lambda: _shut(response)):
-                    yield _body(response, linked)
+                    yield _body(response, linked, same)
         except (httpx.TransportError, httpx.DecodingError) as exc:
             raise broken(exc, self.label) from None
         except httpx.InvalidURL:
@@ -114,7 +116,7 @@ def _check(response: httpx.Response, label: str) -> None:
     raise SourceRefused(f"{label} cannot be read: the server answers {status}. Check the URL.")
 
 
-def _body(response: httpx.Response, linked: Mapping[str, str]) -> Body:
+def _body(response: httpx.Response, linked: Mapping[str, str], same: str | None) -> Body:
     start, size = 0, None
     length = response.headers.get("content-length", "")
     if response.status_code == 206:
@@ -124,7 +126,7 @@ def _body(response: httpx.Response, linked: Mapping[str, str]) -> Body:
         start, size = int(found[1]), int(found[2]) if found[2] != "*" else None
     elif length.isdecimal():
         size = int(length)
-    return Body(start, size, _tag(response.headers), response.iter_raw(), _stated(linked))
+    return Body(start, size, _tag(response.headers) or same, response.iter_raw(), _stated(linked))
 
 
 def _tag(headers: Mapping[str, str]) -> str | None:

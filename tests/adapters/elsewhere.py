@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
+DATE = "Mon, 23 Nov 2026 10:00:00 GMT"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -43,6 +44,7 @@ class Elsewhere:
     asked: list[Asked] = field(default_factory=list)
     ranges: bool = True
     tags: bool = True
+    dated: bool = False  # only the time of the last change, and that not with a part, as RFC 9110 (15.3.7) has it
     lengths: bool = True
     extra: dict[str, str] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
@@ -94,10 +96,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, data: bytes, linked: dict[str, str]) -> None:
         here = self.here
         fault = here.faults.pop(0) if here.faults and self.command == "GET" else Fault()
-        status, part, headers = 200, data, {"ETag": here.etag(data)} if here.tags else {}
+        tag = DATE if here.dated else here.etag(data)
+        status, part, headers = 200, data, {"ETag": tag} if here.tags and not here.dated else {}
         asked = self.headers.get("Range")
-        if_range = self.headers.get("If-Range", here.etag(data))
-        if asked and here.ranges and if_range == here.etag(data):
+        if_range = self.headers.get("If-Range", tag)
+        if asked and here.ranges and if_range == tag:
             first, _, last = asked.removeprefix("bytes=").partition("-")
             begin, end = int(first), min(int(last) if last else len(data) - 1, len(data) - 1)
             if begin >= len(data):
@@ -105,7 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             status, part = 206, data[begin : end + 1]
             headers["Content-Range"] = f"bytes {begin}-{end}/{len(data)}"
-        headers |= {"Last-Modified": "Mon, 23 Nov 2026 10:00:00 GMT"} if here.tags else {}
+        if here.tags and not (here.dated and status == 206):
+            headers["Last-Modified"] = DATE
         if here.lengths:
             headers["Content-Length"] = str(len(part))
         else:

@@ -97,6 +97,15 @@ async def _files(ways: Arrivals, source: str) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in found.folder.iterdir()}
 
 
+async def test_a_part_without_a_date_goes_on_where_the_server_was_asked_by_date(tmp_path: Path, web: Elsewhere) -> None:
+    """That there is a part says that it is unchanged: If-Range asked for that."""
+    web.files["/a.tar"], web.dated = tar(LARGE), True
+    web.faults += [Fault(after=500_000)] * 5
+    assert (await arrived(tmp_path, f"{web.url}/a.tar"))[1] == LARGE
+    begins = [int(each.headers.get("range", "bytes=0-")[6:-1]) for each in web.asked]
+    assert begins == sorted(set(begins))
+
+
 @pytest.mark.parametrize("how", [{"ranges": False}, {"tags": False}, {"tags": False, "ranges": False}])
 async def test_without_ranges_or_tags_it_begins_again(tmp_path: Path, web: Elsewhere, how: dict[str, bool]) -> None:
     for name, value in how.items():
@@ -166,7 +175,13 @@ async def test_a_server_that_lies_about_what_it_sends(tmp_path: Path, web: Elsew
     """Whatever it says of sizes and parts: the file, or a sentence."""
     web.files["/a.tar.gz"] = gz(tar(LARGE))
     size = len(web.files["/a.tar.gz"])
-    for told in (f"bytes 0-9/{'9' * 5000}", f"bytes {'9' * 5000}-9/9", f"bytes 5-9/{size}", "bytes 0-9/0", "items 0-9/9"):
+    for told in (
+        f"bytes 0-9/{'9' * 5000}",
+        f"bytes {'9' * 5000}-9/9",
+        f"bytes 5-9/{size}",
+        "bytes 0-9/0",
+        "items 0-9/9",
+    ):
         web.faults += [Fault(206, {"Content-Range": told})] * 100
         with pytest.raises((SourceUnavailable, AdapterRejected)):
             await arrived(tmp_path, f"{web.url}/a.tar.gz")
