@@ -79,10 +79,10 @@ class _Handler(BaseHTTPRequestHandler):
         here = self.here
         path = unquote(self.path.partition("?")[0])
         here.asked.append(Asked(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
-        if path.startswith("/api/models/"):
-            self._hub(path)
-        elif path in here.redirects:
+        if path in here.redirects:
             self._plain(302, {"Location": here.redirects[path]})
+        elif path.startswith("/api/models/"):
+            self._hub(path)
         elif found := re.fullmatch(r"(/[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(found[1], found[2], found[3])
         elif self.command == "GET" and here.faults and here.faults[0].status:

@@ -294,6 +294,25 @@ async def test_a_hub_fetch_goes_on_and_is_checked(tmp_path: Path, hub: Elsewhere
             await arrived(tmp_path, "hf://org/lora", HF_ENDPOINT=hub.url)
 
 
+async def test_a_repository_that_was_renamed_is_found(tmp_path: Path, hub: Elsewhere) -> None:
+    """A hub leads from the old name, and from one in other letters, to the new one; the token goes nowhere else."""
+    hub.token = "hf_secret"
+    for name in (CONFIG, WEIGHTS):
+        hub.redirects[f"/Org/Old/resolve/{COMMIT}/{name}"] = f"/org/lora/resolve/{COMMIT}/{name}"
+    hub.redirects["/api/models/Org/Old/revision/main"] = "/api/models/org/lora/revision/main"
+    found, files = await arrived(tmp_path, "hf://Org/Old", HF_ENDPOINT=hub.url, HF_TOKEN="hf_secret")
+    assert (found.source, files) == (f"hf://Org/Old@{COMMIT}", LARGE)
+    with elsewhere() as other:
+        for place in (f"{other.url}/api/models/org/lora/revision/main", other.url.removeprefix("http:") + "/api"):
+            hub.redirects["/api/models/Org/Old/revision/main"] = place
+            with pytest.raises(SourceRefused, match="answers 302"):
+                await arrived(tmp_path, "hf://Org/Old", HF_ENDPOINT=hub.url, HF_TOKEN="hf_secret")
+        assert other.asked == []
+    hub.redirects["/api/models/Org/Old/revision/main"] = "/api/models/Org/Old/revision/main"
+    with pytest.raises(SourceRefused, match="answers 302"):
+        await arrived(tmp_path, "hf://Org/Old", HF_ENDPOINT=hub.url, HF_TOKEN="hf_secret")
+
+
 async def test_the_token_goes_to_the_hub_and_nowhere_else(tmp_path: Path, hub: Elsewhere) -> None:
     hub.token = "hf_secret"
     with pytest.raises(SourceRefused, match="set HF_TOKEN"):
