@@ -20,7 +20,9 @@ from adapters.names import SHORT
 from adapters.served import BaseInfo
 from adapters.verdict import Finding, Findings, rejection
 
-_QUANTISED = re.compile(r"-(unsloth-)?bnb-[48]bit|-(gptq|awq)(-.*)?|-(int|fp)[48](-.*)?", re.IGNORECASE)
+_QUANTISED = re.compile(
+    r"-(unsloth-)?bnb-[48]bit|-(gptq|awq)(-.*)?|-(int|fp|nvfp|mxfp)[48](-.*)?|-(quantized\.)?w\d+a\d+", re.IGNORECASE
+)
 _CACHED = re.compile(r"(?:.*/)?models--(?:[^/]*--)?([^/]+)(?:/snapshots/[0-9a-f]+)?")
 _NUMBER_BYTES = 2  # in the engine, whatever the file has: vLLM serves float32 models in 16 bits unless told otherwise
 

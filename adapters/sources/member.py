@@ -44,6 +44,14 @@ def damaged(what: str) -> AdapterRejected:
     )
 
 
-def unsafe(what: str, reason: str = "archive_unsafe") -> AdapterRejected:
-    """Entries that no adapter needs."""
-    return AdapterRejected(f"This archive cannot be served: {what}. Pack {CONFIG} and {WEIGHTS} only.", reason=reason)
+def unsafe(
+    what: str, reason: str = "archive_unsafe", nearest: str = f"Pack {CONFIG} and {WEIGHTS} only."
+) -> AdapterRejected:
+    """Entries that no adapter needs. nearest: what to do, a sentence."""
+    return AdapterRejected(f"This archive cannot be served: {what}. {nearest}", reason=reason)
+
+
+def linked(name: str) -> AdapterRejected:
+    """An entry that is neither a file nor a folder."""
+    nearest = "Pack the files themselves: `tar -h` follows links."
+    return unsafe(f"its entry {name[:80]!r} is a link, a device or sparse, not an ordinary file", nearest=nearest)

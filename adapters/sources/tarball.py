@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, BinaryIO, Protocol, cast
 
-from adapters.sources.member import PIECE, Caps, Member, damaged, unsafe
+from adapters.sources.member import PIECE, Caps, Member, damaged, linked, unsafe
 
 _BLOCK = 512
 _LONG = 64 * 1024  # of one name or one set of extended attributes
@@ -46,7 +46,7 @@ def members(file: BinaryIO, caps: Caps, *, gzipped: bool) -> Iterator[Member]:
 
 def _member(tar: tarfile.TarFile, entry: tarfile.TarInfo, stream: _Metered) -> Member:
     if entry.issparse() or not (entry.isreg() or entry.isdir()):
-        raise unsafe(f"its entry {entry.name[:80]!r} is a link, a device or sparse, not an ordinary file")
+        raise linked(entry.name)
     if entry.size < 0 or (entry.isdir() and entry.size):
         raise damaged(f"its entry {entry.name[:80]!r} has an impossible size")
     return Member(entry.name, entry.isdir(), entry.size, _pieces(tar, entry, stream))

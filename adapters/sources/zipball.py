@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from adapters.sources.member import PIECE, Caps, Member, damaged, unsafe
+from adapters.sources.member import PIECE, Caps, Member, damaged, linked, unsafe
 
 _ENCRYPTED = 0x1 | 0x40
 _TAKEN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -32,16 +32,17 @@ def members(file: BinaryIO, caps: Caps) -> Iterator[Member]:
 def _check(entry: zipfile.ZipInfo, caps: Caps) -> None:
     name = entry.orig_filename[:80]
     if entry.flag_bits & _ENCRYPTED:
-        raise unsafe(f"its entry {name!r} is encrypted", reason="archive_encrypted")
+        raise unsafe(f"its entry {name!r} is encrypted", "archive_encrypted", "Pack it again without a password.")
     if entry.filename != entry.orig_filename:  # cut at a NUL
         raise unsafe(f"it has an entry {name!r}, which would lie outside the folder")
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):
-        raise unsafe(f"its entry {name!r} is a link or a device, not an ordinary file")
+        raise linked(name)
     if entry.is_dir() and entry.file_size:
         raise damaged(f"its entry {name!r} has an impossible size")
     if entry.compress_type not in _TAKEN:
-        raise unsafe(f"its entry {name!r} is packed in a way other than deflate", reason="archive_unsupported")
+        what = f"its entry {name!r} is packed in a way other than deflate"
+        raise unsafe(what, "archive_unsupported", "Pack it as .tar.gz (tar czf adapter.tar.gz -C FOLDER .).")
     if entry.file_size > caps.free and entry.file_size > caps.ratio * entry.compress_size:
         raise unsafe(f"it unpacks to more than {caps.ratio} times its size", reason="archive_too_large")
 

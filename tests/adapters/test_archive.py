@@ -263,6 +263,21 @@ def test_attributes_without_end_are_not_collected(tmp_path: Path) -> None:
     assert unpacked(head + few + bytes(-len(few) % 512) + tar(), tmp_path / "good").checksums
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("an encrypted zip", "without a password"),
+        ("a zip packed with LZMA", "as .tar.gz"),
+        ("weights that are a link", "tar -h"),  # as they lie in a hub's cache
+        ("a zip with a link", "tar -h"),
+    ],
+)
+def test_what_to_do_would_help(name: str, remedy: str, tmp_path: Path) -> None:
+    """To pack the two files only, with the same tool and in the same way, would end in the same refusal."""
+    with pytest.raises(AdapterRejected, match=remedy):
+        unpacked(HOSTILE[name][0], tmp_path / "in")
+
+
 def test_a_directory_of_gigabytes_in_a_zip_is_not_read(tmp_path: Path) -> None:
     whole = zipped()
     directory = whole.index(CENTRAL)

@@ -123,7 +123,11 @@ def test_a_rank_that_no_module_has_does_not_count(tmp_path: Path, base: BaseInfo
 
 
 @pytest.mark.parametrize(
-    "trained_on", ["unsloth/demo-base-bnb-4bit", "demo-base-GPTQ-Int4", "x/Demo-Base-AWQ", "demo-base-unsloth-bnb-4bit"]
+    "trained_on",
+    [
+        *("unsloth/demo-base-bnb-4bit", "demo-base-GPTQ-Int4", "x/Demo-Base-AWQ", "demo-base-unsloth-bnb-4bit"),
+        *("x/demo-base-FP8-dynamic", "x/demo-base-quantized.w4a16", "x/Demo-Base-NVFP4", "x/demo-base-W8A8"),
+    ],
 )
 def test_qlora_is_fine(tmp_path: Path, trained_on: str) -> None:
     folder = write(tmp_path / "a", {"base_model_name_or_path": trained_on})
