@@ -71,7 +71,7 @@ def read_header(file: BinaryIO, size: int) -> Header:
     raw = _exactly(file, length)
     entries = _parse(raw)
     metadata = entries.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(map(_is_text, (*metadata, *metadata.values()))):
         _refuse("safetensors_header", "its metadata is not a table of texts")
     if not entries:
         _refuse("safetensors_empty", "it holds no tensors")
@@ -158,7 +158,9 @@ def _parse(raw: bytes) -> dict[str, Any]:
         _refuse("safetensors_header", "its header does not begin with '{'")
     _check_density(raw)
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        header = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_natural
+        )
     except (ValueError, RecursionError) as exc:
         _refuse("safetensors_header", f"its header is not valid JSON ({type(exc).__name__})")
     if not isinstance(header, dict):
@@ -186,6 +188,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) != len(pairs):
         _refuse("safetensors_duplicate", "a name appears twice in its header")
     return table
+
+
+def _is_text(value: Any) -> bool:
+    """Not half of a surrogate pair either, which the engines' reader refuses."""
+    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= each <= "\udfff" for each in value))
+
+
+def _natural(text: str) -> int:
+    if text[0] == "-":  # also -0, which is a fraction to the engines' reader
+        raise ValueError(text)
+    return int(text)
 
 
 def _no_constant(text: str) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 import struct
 from typing import Any
@@ -115,6 +116,8 @@ def _entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8), **more:
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets, **more}
 
 
+GOOD_HEADER = json.dumps(header_of(usual())).encode()
+GOOD_DATA = b"".join(each[3] for each in usual())
 HOSTILE: dict[str, tuple[bytes, str]] = {
     "empty file": (b"", "safetensors_header"),
     "seven bytes": (b"\0" * 7, "safetensors_header"),
@@ -123,6 +126,16 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "header longer than the file": (struct.pack("<Q", 100) + b"{}", "safetensors_truncated"),
     "header of nothing": (struct.pack("<Q", 0), "safetensors_truncated"),
     "not JSON": (packed(b"{nonsense}", b""), "safetensors_header"),
+    # Python's json takes these three, the library in every engine does not (tried).
+    "metadata that is no text": (
+        packed(GOOD_HEADER.replace(b'"pt"', b'"\\ud800"'), GOOD_DATA),
+        "safetensors_header",
+    ),
+    "metadata's key that is no text": (
+        packed(GOOD_HEADER.replace(b'"format"', b'"\\udfff"'), GOOD_DATA),
+        "safetensors_header",
+    ),
+    "minus nought": (packed(GOOD_HEADER.replace(b"[0, ", b"[-0, "), GOOD_DATA), "safetensors_header"),
     "a list": (packed(b"[1]", b""), "safetensors_header"),
     "text before": (packed(b"  {}", b""), "safetensors_header"),
     "not UTF-8": (packed(b'{"\xff": 1}', b""), "safetensors_header"),
