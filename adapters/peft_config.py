@@ -20,7 +20,9 @@ MAX_RANK = 512  # vLLM's largest max_lora_rank
 # leaves the base alone when it loads what was saved (layer.py, lora_ga_init); vLLM 0.32 takes it without a word.
 _PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
 # What trainers write, and what `written` below makes of many.
-_PATTERN_KEY = re.compile(r"\^?[A-Za-z0-9_.]{1,512}|\^\([A-Za-z0-9_.]+(\|[A-Za-z0-9_.]+)*\)", re.ASCII)
+_PATTERN_KEY = re.compile(
+    r"\^?(?!\.)(?!.*\.\.)[A-Za-z0-9_.]{1,512}(?<!\.)|\^\([A-Za-z0-9_.]+(\|[A-Za-z0-9_.]+)*\)", re.ASCII
+)
 _MAPPED = re.compile(r"transformers(_modules)?(\.\w+)+:\w+(ForCausalLM|ForConditionalGeneration|LMHeadModel)", re.ASCII)
 # vLLM 0.32 tries every pattern on every module, one after the other, while all requests wait; from 500 patterns on it
 # also compiles each anew. Measured: 560 modules of a 70B model, each with its own rank and alpha, 18 s; as one pattern

@@ -195,6 +195,9 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "flag a text": ({"use_rslora": "yes"}, "config_type"),
     "targets a number": ({"target_modules": 3}, "config_type"),
     "pattern that backtracks": ({"rank_pattern": {"(a+)+$": 8}}, "pattern"),
+    # To PEFT a dot stands for any letter: these are layers 10 to 19, and all.
+    "pattern with a gap": ({"alpha_pattern": {"layers.1..self_attn.q_proj": 8}}, "pattern"),
+    "pattern that begins with a dot": ({"alpha_pattern": {".q_proj": 8}}, "pattern"),
     "pattern of a text": ({"rank_pattern": {"q_proj": "8"}}, "pattern"),
     "alpha pattern negative": ({"alpha_pattern": {"q_proj": -1}}, "pattern"),
     "GPT-2 layout": ({"fan_in_fan_out": True}, "fan_in_fan_out"),
