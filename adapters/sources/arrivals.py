@@ -1,6 +1,6 @@
 """Every way in for an adapter, as one thing: a source or an upload becomes a folder with the two files, for a while.
 
-Fetching and unpacking run on threads of this room's own, at most four at once. Must not know the registry.
+Fetching and unpacking run on threads of this room's own, at most four at once of each. Must not know the registry.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Arrivals:
         self._environ = os.environ if environ is None else environ
         self._caps = caps or Caps()
         self._first_pause_s = first_pause_s
-        self._long = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="intake")
+        self._far = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="intake-fetch")
+        self._near = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="intake-unpack")
         self._short = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="intake-disk")
         self._running: dict[str, Progress] = {}
         self._quiet = asyncio.Event()
@@ -79,7 +80,7 @@ class Arrivals:
             progress.stop()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._quiet.wait(), CLOSE_TIMEOUT_S)
-        for pool in (self._long, self._short):
+        for pool in (self._far, self._near, self._short):
             pool.shutdown(wait=False, cancel_futures=True)
 
     @asynccontextmanager
@@ -95,7 +96,8 @@ class Arrivals:
                 yield Arrived(where.path, where.shown)
                 return
             async with self._draft() as draft:
-                arrived = await self._lengthy(progress, self._fetched, where, draft, progress)
+                pool = self._near if isinstance(where, source.Local) else self._far
+                arrived = await self._lengthy(pool, progress, self._fetched, where, draft, progress)
                 progress.begin("checking")
                 yield arrived
 
@@ -137,9 +139,9 @@ class Arrivals:
         """Disk work that is soon over: waited for even when we are told to stop, so that nothing is closed under it."""
         return await _finished(self._short.submit(call, *args))
 
-    async def _lengthy(self, progress: Progress, call: Callable[..., T], *args: object) -> T:
-        """Work that takes its time, and that `progress` can stop."""
-        return await _finished(self._long.submit(call, *args), progress.stop)
+    async def _lengthy(self, pool: ThreadPoolExecutor, progress: Progress, call: Callable[..., T], *args: object) -> T:
+        """Work that takes its time, and that `progress` can stop. What is here never waits for what is far."""
+        return await _finished(pool.submit(call, *args), progress.stop)
 
     def _fetched(self, where: source.Source, into: Path, progress: Progress) -> Arrived:
         match where:
@@ -229,9 +231,8 @@ class Upload:
         await self._flush()
         self._progress.begin("waiting")
         arrivals, packed = self._arrivals, self._folder / "archive"
-        found = await arrivals._lengthy(
-            self._progress, arrivals._unpacked, packed, self._label, self._progress.source, self._folder, self._progress
-        )
+        work = (arrivals._unpacked, packed, self._label, self._progress.source, self._folder, self._progress)
+        found = await arrivals._lengthy(arrivals._near, self._progress, *work)
         self._progress.begin("checking")
         return found
 

@@ -470,6 +470,24 @@ async def test_a_gateway_that_ends_stops_its_fetches(tmp_path: Path, web: Elsewh
             await opening
 
 
+async def test_what_is_here_does_not_wait_for_what_is_far(tmp_path: Path, web: Elsewhere) -> None:
+    """Four servers that give nothing more hold up other fetches, and neither an upload nor an archive on this disk."""
+    web.files["/a.tar"] = tar(LARGE)
+    web.faults += [Fault(after=1000, hang=True)] * 4
+    (tmp_path / "mine.tar").write_bytes(tar())
+    async with arrivals(tmp_path) as ways:
+        far = [asyncio.ensure_future(_files(ways, f"{web.url}/a.tar")) for _ in range(4)]
+        while len(web.asked) < 4:
+            await asyncio.sleep(0.001)
+        async with asyncio.timeout(10):
+            assert await _files(ways, str(tmp_path / "mine.tar")) == FILES
+            async with ways.upload("a.tar", total=None) as upload:
+                await upload.write(tar())
+                assert set((await upload.arrived()).checksums) == {CONFIG, WEIGHTS}
+        web.released.set()
+        assert await asyncio.gather(*far) == [LARGE] * 4
+
+
 async def test_an_upload_in_small_pieces(tmp_path: Path) -> None:
     async with arrivals(tmp_path) as ways, ways.upload("me/a.tar.gz", total=7, name="cs") as upload:
         for at in range(0, len(packed := gz(tar(LARGE))), 50_000):
