@@ -107,8 +107,20 @@ def scan(file: BinaryIO, header: Header, sink: Callable[[bytes], object] | None 
         if zero:
             zeros.add(tensor.name)
         digests[tensor.name] = [tensor.dtype, list(tensor.shape), sha.hexdigest()]
-    total = hashlib.sha256(json.dumps(digests, sort_keys=True, ensure_ascii=True).encode())
-    return Contents(total.hexdigest(), frozenset(zeros))
+    return Contents(_total(digests), frozenset(zeros))
+
+
+def _total(digests: dict[str, list[object]]) -> str:
+    """Of one JSON table, piece by piece: with the 37,000 tensors of a large mixture of experts, one call would hold up
+
+    every request for a third of a second.
+    """
+    total, between = hashlib.sha256(b"{"), ""
+    for name in sorted(digests):
+        total.update(f"{between}{json.dumps(name)}: {json.dumps(digests[name])}".encode())
+        between = ", "
+    total.update(b"}")
+    return total.hexdigest()
 
 
 def _diverged(name: str, endless: bool) -> Rejected:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -36,6 +37,13 @@ def test_the_sink_gets_the_file_byte_for_byte() -> None:
     content, copy = weights(usual()), list[bytes]()
     _scan(content, copy)
     assert b"".join(copy) == content
+
+
+def test_the_digest_is_of_one_table_in_json() -> None:
+    """Versions are named by it: it may never change."""
+    table = {name: [dtype, shape, hashlib.sha256(data).hexdigest()] for name, dtype, shape, data in usual()}
+    text = json.dumps(table, sort_keys=True)
+    assert _scan(weights(usual()[::-1])).digest == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_the_digest_follows_content_not_file_order_or_metadata() -> None:
