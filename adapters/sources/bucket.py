@@ -89,11 +89,27 @@ class BucketFile:
                 raise self._forbidden() from None
             if kinds & {"ParamValidationError", "ValueError"}:
                 raise SourceRefused(f"{self.label} is not a name that this store takes. Check the source.") from None
+            if _status(exc) in (400, 401, 403):
+                raise self._forbidden() from None
             raise Broken(f"the object store does not answer ({type(exc).__name__})") from None
 
     def _forbidden(self) -> SourceRefused:
         names = {"s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "gs": "GOOGLE_APPLICATION_CREDENTIALS"}
-        return SourceRefused(f"{self.label} may not be read. Check {names[self.scheme]} in the gateway's environment.")
+        where = f"{names[self.scheme]} in the gateway's environment"
+        return SourceRefused(f"{self.label} may not be read. Check {where}, and whether they have expired.")
+
+
+def _status(error: Exception) -> int | None:
+    """What the store answered: botocore keeps it in the cause, gcsfs in the error's code or, of a 403, in its text."""
+    for each in (error, error.__cause__):
+        response = getattr(each, "response", None)
+        if isinstance(response, dict):
+            found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return found if isinstance(found, int) else None
+    code = getattr(error, "code", None)
+    if isinstance(code, int):
+        return code
+    return 403 if isinstance(error, OSError) and str(error).startswith("Forbidden") else None
 
 
 @contextmanager

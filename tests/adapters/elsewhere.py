@@ -48,6 +48,7 @@ class Elsewhere:
     lengths: bool = True
     extra: dict[str, str] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
+    refusals: dict[str, int] = field(default_factory=dict)  # path → status, also of HEAD
     commits: dict[str, str] = field(default_factory=lambda: {"main": COMMIT})
     digests: dict[str, str] = field(default_factory=dict)  # path → what the hub says in x-linked-etag
     linked: dict[str, dict[str, str]] = field(default_factory=dict)  # what it said of them when it redirected to them
@@ -79,7 +80,9 @@ class _Handler(BaseHTTPRequestHandler):
         here = self.here
         path = unquote(self.path.partition("?")[0])
         here.asked.append(Asked(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
-        if path in here.redirects:
+        if path in here.refusals:
+            self._plain(here.refusals[path], {})
+        elif path in here.redirects:
             self._plain(302, {"Location": here.redirects[path]})
         elif path.startswith("/api/models/"):
             self._hub(path)

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from adapters.errors import AdapterRejected, InvalidRequest, StorageFull, Unavai
 from adapters.intake import check
 from adapters.shelf import Shelf
 from adapters.sources.arrivals import Arrivals, Arrived
+from adapters.sources.bucket import BucketFile
+from adapters.sources.progress import Progress
 from adapters.sources.source import SourceRefused, SourceUnavailable
 from tests.adapters.elsewhere import COMMIT, Elsewhere, Fault, elsewhere
 from tests.adapters.packing import CONFIG, FILES, WEIGHTS, gz, tar, zipped
@@ -420,6 +423,37 @@ async def test_what_a_bucket_does_not_have_or_give(tmp_path: Path, web: Elsewher
         await arrived(tmp_path, "s3://bucket/cs", **credentials(web))
     with pytest.raises(AdapterRejected, match=r"There is no s3://bucket/a\.zip"):
         await arrived(tmp_path, "s3://bucket/a.zip", **credentials(web))
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])  # 400: what S3 says of HEAD with credentials that have expired
+async def test_a_bucket_that_says_no_is_not_one_that_is_away(tmp_path: Path, web: Elsewhere, status: int) -> None:
+    web.refusals["/bucket/a.tar"] = status
+    with pytest.raises(SourceRefused, match=r"may not be read.*Check AWS_ACCESS_KEY_ID"):
+        await arrived(tmp_path, "s3://bucket/a.tar", **credentials(web))
+
+
+@dataclass(frozen=True)
+class Gcs:
+    """Says what gcsfs 2026.10 says of 401 and 403 (retry.py, validate_response)."""
+
+    error: Exception
+
+    def info(self, path: str) -> None:
+        raise self.error
+
+
+class HttpError(Exception):
+    code = 401
+
+
+@pytest.mark.parametrize("error", [OSError("Forbidden: https://example.org/x\nno access"), HttpError("who?")])
+def test_google_that_says_no_is_not_one_that_is_away(error: Exception) -> None:
+    file = BucketFile(Gcs(error), "gs", "bucket/a.tar")
+    with (
+        pytest.raises(SourceRefused, match=r"may not be read.*Check GOOGLE_APPLICATION_CREDENTIALS"),
+        file.open(0, None, Progress("1", None, "gs://bucket/a.tar", 0.0)),
+    ):
+        pass
 
 
 async def test_a_missing_package_is_one_sentence(tmp_path: Path) -> None:
