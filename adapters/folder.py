@@ -40,6 +40,7 @@ _BELOW = re.compile(r"checkpoint-[0-9]+|pissa_converted", re.ASCII)
 
 _ONLY_TWO = f"Register a folder with {CONFIG} and {WEIGHTS} only."
 _WHERE = "The path is one on the gateway's machine, for its user to read; --upload sends what is on yours."
+_OUTPUT = "Register the output_dir of a LoRA training run, or the folder in it that has the adapter's name."
 _PISSA = "Register the folder pissa_converted beside it (pissa_convert: true in LLaMA-Factory)."
 _SAFETENSORS = "Save the adapter as safetensors (save_safetensors: true) and register that folder."
 _SFT = "Register an adapter of stage sft, dpo or kto; if it is from ppo, move value_head.* out of the folder."
@@ -135,7 +136,7 @@ def _refuse_incomplete(path: PurePath, here: set[str]) -> NoReturn:
         _refuse("pickle_weights", "its only weights are pickles, which can run code when loaded", _SAFETENSORS)
     missing = " and ".join(name for name in (CONFIG, WEIGHTS) if name not in here)
     below = sorted((name for name in here if _BELOW.fullmatch(name)), key=lambda name: (name[0], len(name), name))
-    nearest = f"Try {path / below[-1]}." if below else "Register the output_dir of a LoRA training run."
+    nearest = f"Try {path / below[-1]}." if below else _OUTPUT
     _refuse("not_an_adapter", f"{path} has no {missing}", nearest)
 
 

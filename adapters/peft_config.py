@@ -77,7 +77,7 @@ class LoraConfig:
 def parse(raw: bytes, findings: Findings) -> LoraConfig | None:
     """Check `raw` key by key into `findings`: what cannot be served, and what would do instead.
 
-    None where not even the rank is known. Raises Rejected where it is no LoRA's config at all: its other keys mean
+    None where the modules' ranks are not known. Raises Rejected where it is no LoRA's config at all: its other keys mean
     other things then.
     """
     document = _document(raw)
@@ -105,7 +105,7 @@ def _lora(document: Mapping[str, Any]) -> LoraConfig | None:
         return document.get(key) if _RULES[key].accepts(document.get(key)) else None
 
     rank = sound("r")
-    if rank is None:
+    if rank is None or not _RULES["rank_pattern"].accepts(document.get("rank_pattern")):
         return None
     return LoraConfig(
         r=rank,

@@ -55,6 +55,21 @@ def test_many_tensors_with_one_fault_are_one_finding_that_counts_them(tmp_path: 
     assert refused.message == only.sentence
 
 
+def test_a_pattern_that_is_not_run_says_nothing_of_the_ranks(tmp_path: Path, base: BaseInfo) -> None:
+    """PEFT takes regular expressions there. That they are not read here does not mean that the tensors are another's."""
+    config = {"rank_pattern": {r".*\.0\..*q_proj": 4}}
+    tensors = [*pair(f"{PREFIX}0.self_attn.q_proj", 32, 32, 4), *usual()[4:]]
+    refused = _told(write(tmp_path / "adapter", config, tensors), base)
+    assert _reasons(refused.findings) == ["pattern"]
+
+
+def test_an_adapter_with_a_name_of_its_own_is_in_a_folder_of_that_name(tmp_path: Path, base: BaseInfo) -> None:
+    """Where PEFT's save_pretrained puts all that are not called default."""
+    write(tmp_path / "out" / "reference")
+    refused = _told(tmp_path / "out", base)
+    assert (refused.reason, "the folder in it" in refused.findings[0].nearest) == ("not_an_adapter", True)
+
+
 def test_each_key_is_a_finding_of_its_own(tmp_path: Path, base: BaseInfo) -> None:
     refused = _told(write(tmp_path / "adapter", {"lora_alpha": "a", "use_rslora": "b", "x": 1, "y": 2}), base)
     assert sorted(_reasons(refused.findings)) == ["config_type", "config_type", "unknown_key"]
