@@ -77,8 +77,8 @@ class LoraConfig:
 def parse(raw: bytes, findings: Findings) -> LoraConfig | None:
     """Check `raw` key by key into `findings`: what cannot be served, and what would do instead.
 
-    None where the modules' ranks are not known. Raises Rejected where it is no LoRA's config at all: its other keys mean
-    other things then.
+    None where the modules' ranks are not known. Raises Rejected where it is no LoRA's config at all: then its other
+    keys mean other things.
     """
     document = _document(raw)
     method = document.get("peft_type")

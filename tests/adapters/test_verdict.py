@@ -56,7 +56,7 @@ def test_many_tensors_with_one_fault_are_one_finding_that_counts_them(tmp_path: 
 
 
 def test_a_pattern_that_is_not_run_says_nothing_of_the_ranks(tmp_path: Path, base: BaseInfo) -> None:
-    """PEFT takes regular expressions there. That they are not read here does not mean that the tensors are another's."""
+    """PEFT takes regular expressions there. That they are not read here does not make the tensors another run's."""
     config = {"rank_pattern": {r".*\.0\..*q_proj": 4}}
     tensors = [*pair(f"{PREFIX}0.self_attn.q_proj", 32, 32, 4), *usual()[4:]]
     refused = _told(write(tmp_path / "adapter", config, tensors), base)
