@@ -16,6 +16,7 @@ from gateway.cli.packing import form
 from gateway.cli.progress import bar, watched
 from gateway.cli.session import Session
 
+CHECK = "/check"  # where nothing is stored or loaded
 FETCH_TIMEOUT_S = 6 * 3600.0  # of the whole: the gateway gives up on a source that stands still
 ANSWER_TIMEOUT_S = 1800.0  # unpacking, checking and loading gigabytes of weights into several engines
 
@@ -44,13 +45,16 @@ def send(gateway: Session, path: str, source: str, fields: Mapping[str, Any], *,
 
 
 def _told(gateway: Session, path: str, source: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    with bar() as shown, watched(lambda: gateway.call("GET", "/admin/v1/intakes"), fields.get("name"), shown):
+    with (
+        bar(loads=not path.endswith(CHECK)) as shown,
+        watched(lambda: gateway.call("GET", "/admin/v1/intakes"), fields.get("name"), shown),
+    ):
         return gateway.call("POST", path, body={"source": source, **fields}, timeout_s=FETCH_TIMEOUT_S)
 
 
 def _sent(gateway: Session, path: str, here: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in fields.items()}
-    with bar() as shown:
+    with bar(loads=not path.endswith(CHECK)) as shown:
         done, total = 0, 1
 
         def sent(count: int) -> None:
@@ -72,6 +76,6 @@ def _sent(gateway: Session, path: str, here: Path, fields: Mapping[str, Any]) ->
 def _refusal(error: AdapterRejected, path: str) -> dict[str, Any]:
     """What the gateway would answer there."""
     told = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-    if not path.endswith("/check"):
+    if not path.endswith(CHECK):
         return {"error": told}
     return {"error": told, "ok": False, "findings": [asdict(each) for each in findings_of(error)]}

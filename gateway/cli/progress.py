@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,15 +16,17 @@ PHASES = {
     "receiving": "Sending",
     "fetching": "Fetching",
     "unpacking": "Unpacking",
-    "checking": "Checking and loading",
+    "checking": "Checking",
 }
+LOADS = {**PHASES, "checking": "Checking and loading"}  # registering goes on with that
 
 
 class Bar:
     """One line that follows phases; bytes where there are any, and how long they will take."""
 
-    def __init__(self, live: Any) -> None:
+    def __init__(self, live: Any, phases: Mapping[str, str] = PHASES) -> None:
         self._live = live
+        self._phases = phases
         self._phase = ""
         self._task: Any = None
 
@@ -35,7 +37,10 @@ class Bar:
         if phase != self._phase:
             if self._task is not None:
                 self._live.remove_task(self._task)
-            self._phase, self._task = phase, self._live.add_task(PHASES.get(phase, phase), total=total, figures="")
+            self._phase, self._task = (
+                phase,
+                self._live.add_task(self._phases.get(phase, phase), total=total, figures=""),
+            )
         self._live.update(self._task, completed=done, total=total or None)
         (task,) = self._live.tasks
         self._live.update(self._task, figures=figures(done, total, task.speed, task.time_remaining))
@@ -52,8 +57,8 @@ def figures(done: int, total: int | None, speed: float | None, left_s: float | N
 
 
 @contextmanager
-def bar() -> Iterator[Bar]:
-    """A bar, which goes away at the end; silent where stderr is no terminal."""
+def bar(*, loads: bool = True) -> Iterator[Bar]:
+    """A bar, which goes away at the end; silent where stderr is no terminal. loads: whether engines get it then."""
     if not sys.stderr.isatty():
         yield Bar(None)
         return
@@ -62,7 +67,7 @@ def bar() -> Iterator[Bar]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as live:
-        yield Bar(live)
+        yield Bar(live, LOADS if loads else PHASES)
 
 
 @contextmanager

@@ -173,6 +173,21 @@ async def test_a_terminal_shows_how_far_a_fetch_is(room: AdminRoom) -> None:
         assert (child.returncode, json.loads(stdout)["name"]) == (0, "cs")
 
 
+async def test_a_check_never_says_that_it_loads(room: AdminRoom) -> None:
+    (room.home / "adapters").mkdir()
+    tiny_lora(room.home / "mine")
+    for command, words in ((("check",), "Checking "), (("register", "--name", "cs"), "Checking and loading ")):
+        child, terminal = await _at_a_terminal(
+            room, "adapters", *command, str(room.home / "mine"), "--upload", "--json"
+        )
+        try:
+            seen = await _until_shown(terminal, words)
+            await child.communicate()
+        finally:
+            os.close(terminal)
+        assert ("loading" in seen) == (command[0] == "register")
+
+
 async def test_control_c_ends_the_fetch_too(room: AdminRoom) -> None:
     with elsewhere() as web:
         web.files["/a.tar"] = tar({"a.log": bytes(3_000_000)})
