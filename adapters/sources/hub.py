@@ -19,7 +19,7 @@ from adapters.http import httpx
 from adapters.sources.progress import Progress
 from adapters.sources.source import Hub, SourceRefused, SourceUnavailable, is_loopback
 from adapters.sources.transfer import FIRST_PAUSE_S, FIRST_TRIES, Broken
-from adapters.sources.web import WebFile, broken, http
+from adapters.sources.web import WebFile, broken, get
 
 ENDPOINT = "https://huggingface.co"
 RENAMES = 3  # of a repository, or of its owner
@@ -46,7 +46,7 @@ class HubClient:
         url = f"{self._endpoint()}/api/models/{hub.repo}/revision/{quote(hub.revision or 'main', safe='')}"
         for attempt in range(FIRST_TRIES):
             try:
-                return self._asked(url, hub, RENAMES)
+                return self._asked(url, hub, RENAMES, progress)
             except Broken as broken:
                 if attempt == FIRST_TRIES - 1:
                     raise SourceUnavailable(
@@ -61,15 +61,15 @@ class HubClient:
         url = f"{self._endpoint()}/{hub.repo}/resolve/{commit.id}/{quote(path)}"
         return WebFile(url, f"{hub.at(commit.id)}/{name}", self._headers(), linked=True)
 
-    def _asked(self, url: str, hub: Hub, renames: int) -> Commit:
+    def _asked(self, url: str, hub: Hub, renames: int, progress: Progress) -> Commit:
         try:
-            with http(url) as client, client.stream("GET", url, headers=self._headers()) as response:
+            with get(url, self._headers(), progress) as response:
                 status = response.status_code
                 if status in (408, 429) or status >= 500:
                     raise Broken(f"the hub answers {status}")
                 renamed = response.headers.get("location", "") if status in (301, 302, 307, 308) else ""
                 if renamed.startswith("/") and not renamed.startswith("//") and renames:  # on the hub itself
-                    return self._asked(urljoin(url, renamed), hub, renames - 1)
+                    return self._asked(urljoin(url, renamed), hub, renames - 1, progress)
                 if status != 200:
                     raise self._refusal(status, hub, response.headers.get("x-error-code", ""))
                 text = bytearray()

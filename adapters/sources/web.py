@@ -47,12 +47,11 @@ class WebFile:
         if at and tag is not None:
             asked |= {"range": f"bytes={at}-", "if-range": tag}
         try:
-            with _answer(self.url, {**self.headers, **asked}, self.linked) as (response, linked):
+            with _answer(self.url, {**self.headers, **asked}, self.linked, progress) as (response, linked):
                 _check(response, self.label)
                 # A part without a tag of its own is of the same file: the server has compared it (RFC 9110, 15.3.7).
                 same = tag if response.status_code == 206 and "if-range" in asked else None
-                with progress.interruptible(lambda: _shut(response)):
-                    yield _body(response, linked, same)
+                yield _body(response, linked, same)
         except (httpx.TransportError, httpx.DecodingError) as exc:
             raise broken(exc, self.label) from None
         except httpx.InvalidURL:
@@ -72,7 +71,42 @@ def http(url: str) -> httpx.Client:
 
 
 @contextmanager
-def _answer(url: str, headers: Mapping[str, str], linked: bool) -> Iterator[tuple[httpx.Response, dict[str, str]]]:
+def get(url: str, headers: Mapping[str, str], progress: Progress) -> Iterator[httpx.Response]:
+    """The answer to one GET. `progress` wakes whoever waits for it or for its body; only to connect is waited for."""
+    line = _Line(progress)
+    with (
+        progress.interruptible(line.shut),
+        http(url) as client,
+        client.stream("GET", url, headers=headers, extensions={"trace": line.follow}) as response,
+    ):
+        yield response
+
+
+class _Line:
+    """The connection of one request, from when there is one."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._stream: Any = None
+
+    def follow(self, event: str, info: Mapping[str, Any]) -> None:
+        """What httpcore tells of a request's steps."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._stream = info["return_value"]
+            self._progress.check()  # told while there was nothing to shut
+
+    def shut(self) -> None:
+        """Wake the thread that waits for bytes; from any thread."""
+        sock = self._stream.get_extra_info("socket") if self._stream is not None else None
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def _answer(
+    url: str, headers: Mapping[str, str], linked: bool, progress: Progress
+) -> Iterator[tuple[httpx.Response, dict[str, str]]]:
     """The last answer of a chain of redirects, and what a hub said on the way."""
     said: dict[str, str] = {}
     own = urlsplit(url)
@@ -80,7 +114,7 @@ def _answer(url: str, headers: Mapping[str, str], linked: bool) -> Iterator[tupl
         here = urlsplit(url)
         same = (here.scheme, here.netloc) == (own.scheme, own.netloc)
         sent = {name: value for name, value in headers.items() if same or name != "authorization"}
-        with http(url) as client, client.stream("GET", url, headers=sent) as response:
+        with get(url, sent, progress) as response:
             if linked and same:
                 said |= {name: value for name, value in response.headers.items() if name in ("etag", "x-linked-etag")}
             if response.status_code not in (301, 302, 303, 307, 308):
@@ -143,15 +177,6 @@ def _stated(linked: Mapping[str, str]) -> dict[str, str]:
     if re.fullmatch(r"[0-9a-f]{64}", etag):
         return {"sha256": etag}
     return {"git": etag} if re.fullmatch(r"[0-9a-f]{40}", etag) else {}
-
-
-def _shut(response: httpx.Response) -> None:
-    """Wake the thread that waits for bytes of this answer."""
-    stream: Any = response.extensions.get("network_stream")
-    sock = stream.get_extra_info("socket") if stream is not None else None
-    if sock is not None:
-        with suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
 
 
 def broken(error: Exception, label: str) -> Broken | SourceRefused:

@@ -7,6 +7,7 @@ import gc
 import hashlib
 import importlib.util
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -491,6 +492,23 @@ async def test_who_leaves_takes_the_fetch_along(
     await asyncio.sleep(0)
     gc.collect()
     assert [each for each in caplog.records if each.name == "asyncio"] == [], "nothing is left for the log"
+
+
+@pytest.mark.parametrize("source", ["http://{}/a.tar", "hf://org/lora"])
+async def test_a_server_that_says_nothing_at_all_holds_nobody_up(tmp_path: Path, source: str) -> None:
+    """It is waited for up to a minute. No thread may be left then: a process ends when they have ended."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        host = f"127.0.0.1:{mute.getsockname()[1]}"
+        async with arrivals(tmp_path, HF_ENDPOINT=f"http://{host}") as ways:
+            opening = asyncio.ensure_future(_files(ways, source.format(host)))
+            connection, _ = await asyncio.to_thread(mute.accept)
+            with connection:
+                connection.settimeout(20)
+                assert await asyncio.to_thread(connection.recv, 65536)
+                opening.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await opening
+                assert await asyncio.to_thread(connection.recv, 1) == b"", "the gateway has hung up"
 
 
 async def test_a_gateway_that_ends_stops_its_fetches(tmp_path: Path, web: Elsewhere) -> None:
