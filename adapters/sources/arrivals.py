@@ -162,7 +162,7 @@ class Arrivals:
                     if where.is_archive:
                         return self._archive(whole, where.shown, into, progress)
                     found = self._files(whole.below, where.shown, into, progress)
-                    heads = [name for name in folder.HEADS if whole.below(name).exists()]
+                    heads = [name for name in folder.HEADS if whole.below(name).exists(progress)]
                     folder.check_kind(PurePosixPath(where.path), heads)
                     return found
 

@@ -5,19 +5,22 @@ The packages for it are extras, imported when one is asked for. Credentials come
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
+from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from adapters.sources.progress import Progress
+from adapters.sources.progress import Progress, Stopped
 from adapters.sources.source import Bucket, SourceRefused
 from adapters.sources.transfer import Body, Broken, Missing
 
 PIECE = 8 * 1024 * 1024
+POLL_S = 0.1
 TIMEOUTS = {"connect_timeout": 15, "read_timeout": 60}
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
@@ -38,9 +41,10 @@ class BucketFile:
     def open(self, at: int, tag: str | None, progress: Progress) -> Iterator[Body]:
         """See transfer.Remote."""
         try:
-            size, found, stated = self._stat()
-            yield Body(at if found == tag else 0, size, found, self._pieces(at if found == tag else 0, size), stated)
-            if self._stat()[1] != found:
+            size, found, stated = self._stat(progress)
+            begin = at if found == tag else 0
+            yield Body(begin, size, found, self._pieces(begin, size, progress), stated)
+            if self._stat(progress)[1] != found:
                 raise Broken("it was changed while it was fetched")
         except (FileNotFoundError, NotADirectoryError):
             raise Missing from None
@@ -51,36 +55,44 @@ class BucketFile:
         """Of a prefix: the object of that name."""
         return BucketFile(self.store, self.scheme, f"{self.path}/{name}")
 
-    def exists(self) -> bool:
+    def exists(self, progress: Progress) -> bool:
         """Whether it is there for these credentials; also False where they may not ask."""
         try:
-            self._stat()
+            self._stat(progress)
         except (FileNotFoundError, NotADirectoryError, PermissionError, SourceRefused, Broken):
             return False
         return True
 
-    def _pieces(self, at: int, size: int) -> Iterator[bytes]:
+    def _pieces(self, at: int, size: int, progress: Progress) -> Iterator[bytes]:
         for start in range(at, size, PIECE):
-            yield self._asked(self.store.cat_file, self.path, start=start, end=min(start + PIECE, size))
+            end = min(start + PIECE, size)
+            yield self._asked(progress, self.store._cat_file(self.path, start=start, end=end))
 
-    def _stat(self) -> tuple[int, str | None, dict[str, str]]:
+    def _stat(self, progress: Progress) -> tuple[int, str | None, dict[str, str]]:
         """Size, what changes with the content, and the md5 where the store states it."""
         if self.scheme == "s3":
             bucket, _, key = self.path.partition("/")
-            head = self._asked(self.store.call_s3, "head_object", Bucket=bucket, Key=key)
+            head = self._asked(progress, self.store._call_s3("head_object", Bucket=bucket, Key=key))
             md5 = _MD5.fullmatch(head.get("ETag", ""))
             # Of an object in several parts, or encrypted with a key of KMS or the customer's, it is no md5.
             plain = head.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in head
             return int(head["ContentLength"]), head.get("ETag"), {"md5": md5[1]} if md5 and plain else {}
-        info = self._asked(self.store.info, self.path)
+        info = self._asked(progress, self.store._info(self.path))
         if info.get("type") != "file":
             raise FileNotFoundError
         md5 = info.get("md5Hash")
         return int(info["size"]), str(info.get("generation")), {"md5": base64.b64decode(md5).hex()} if md5 else {}
 
-    def _asked(self, call: Any, *args: Any, **kwargs: Any) -> Any:
+    def _asked(self, progress: Progress, asking: Coroutine[Any, Any, Any]) -> Any:
+        """What the store answers, on fsspec's own thread: a store that says nothing holds up nobody who is to stop."""
+        working = asyncio.run_coroutine_threadsafe(asking, self.store.loop)
         try:
-            return call(*args, **kwargs)
+            while not wait([working], POLL_S).done:
+                progress.check()
+            return working.result()
+        except Stopped:
+            working.cancel()
+            raise
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             raise
         except Exception as exc:  # of four libraries, none of which may be imported here

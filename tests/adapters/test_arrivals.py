@@ -14,10 +14,11 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from fsspec.asyn import get_loop
 
 from adapters.errors import AdapterRejected, InvalidRequest, StorageFull, Unavailable
 from adapters.intake import check
@@ -438,8 +439,9 @@ class Gcs:
     """Says what gcsfs 2026.10 says of 401 and 403 (retry.py, validate_response)."""
 
     error: Exception
+    loop: asyncio.AbstractEventLoop = field(default_factory=get_loop)
 
-    def info(self, path: str) -> None:
+    async def _info(self, path: str) -> None:
         raise self.error
 
 
@@ -494,12 +496,13 @@ async def test_who_leaves_takes_the_fetch_along(
     assert [each for each in caplog.records if each.name == "asyncio"] == [], "nothing is left for the log"
 
 
-@pytest.mark.parametrize("source", ["http://{}/a.tar", "hf://org/lora"])
+@pytest.mark.parametrize("source", ["http://{}/a.tar", "hf://org/lora", "s3://bucket/a.tar"])
 async def test_a_server_that_says_nothing_at_all_holds_nobody_up(tmp_path: Path, source: str) -> None:
     """It is waited for up to a minute. No thread may be left then: a process ends when they have ended."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         host = f"127.0.0.1:{mute.getsockname()[1]}"
-        async with arrivals(tmp_path, HF_ENDPOINT=f"http://{host}") as ways:
+        there = Elsewhere(port=mute.getsockname()[1])
+        async with arrivals(tmp_path, **credentials(there), HF_ENDPOINT=there.url) as ways:
             opening = asyncio.ensure_future(_files(ways, source.format(host)))
             connection, _ = await asyncio.to_thread(mute.accept)
             with connection:
