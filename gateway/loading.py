@@ -147,7 +147,9 @@ class Loader:
         replica = self._replica(url)
         if replica is None:
             return ()
-        rest = [name for name in names if name not in replica.busy and name not in self._waiting]
+        # Whoever waits for what has to run dry waits for others to be served first: that must not keep it here.
+        kept = self._waiting.keys() - {replica.draining}
+        rest = [name for name in names if name not in replica.busy and name not in kept]
         last = {name: number for number, name in enumerate(replica.used)}
         fresh = len(last)  # loaded and not asked for yet: the youngest
         others = self.used_elsewhere()

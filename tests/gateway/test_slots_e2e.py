@@ -37,6 +37,10 @@ class Room:
     def engine_name(self, name: str) -> str:
         return f"{name}@{self.versions[name]}"
 
+    @property
+    def loader(self) -> Any:
+        return self.gateway.started.gateway.adapters._swap._traffic
+
     async def ask(self, name: str, said: str = "x", **more: Any) -> httpx.Response:
         return await self.http.post(CHAT, json=ask(CHAT, said, model=name, **more))
 
@@ -206,6 +210,27 @@ async def test_nobody_starves_though_all_slots_are_busy_for_ever(tmp_path: Path)
         over.set()
         await asyncio.gather(*callers)
         it.engines[0].heal()
+        it.sound()
+
+
+async def test_what_has_to_run_dry_makes_room_though_it_is_asked_for(tmp_path: Path) -> None:
+    """All slots are busy; one of them is given up, and whoever goes on asking for it waits behind the one that starved."""
+    async with room(tmp_path, [2], 3, adapters={"proof": False, "load_timeout_s": 20}) as it:
+        (replica,) = it.gateway.started.gateway.proxy.fleet.replicas
+        async with it.held("n1"):
+            async with it.held("n0"):
+                starving = asyncio.create_task(it.right("n2"))
+                async with asyncio.timeout(10):
+                    while not replica.draining:
+                        await asyncio.sleep(0.01)
+                assert replica.draining == it.engine_name("n0")
+                again = [asyncio.create_task(it.ask(name)) for name in ("n0", "n0", "n1")]
+                async with asyncio.timeout(10):
+                    while it.loader._wanting[replica.url] < 2:
+                        await asyncio.sleep(0.01)
+            async with asyncio.timeout(10):  # half of what a request waits for its adapter
+                await starving
+                assert {(await answer).status_code for answer in again} == {200}
         it.sound()
 
 
