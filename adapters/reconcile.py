@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from adapters import revision, store
 from adapters.db import Database
 from adapters.engine import EngineClient, EngineModel
-from adapters.errors import EngineError, NotProven, Saturated, ServiceError, Unavailable
+from adapters.errors import Conflict, EngineError, NotProven, Saturated, ServiceError, Unavailable
 from adapters.gateways import Alone, Gateways
 from adapters.replica import Prove, Replica, trusting
 from adapters.traffic import NoTraffic, Traffic
@@ -235,13 +235,12 @@ class Reconciler:
         return ends
 
     async def unload_everywhere(self, engine_name: str) -> Outcomes:
-        """Unload from every engine that is ready; URL → why not, None where it is gone."""
+        """Unload from every engine that is ready; URL → why not, None where it is gone. Conflict: it is used there."""
         await self.probed()
         return await self._each(self._ready(), lambda replica: replica.unload(engine_name))
 
-    async def unload_and_look(self, engine_name: str) -> tuple[str, ...]:
-        """Unload it everywhere and ask every engine what it lists now; the URLs that list it still."""
-        await self.unload_everywhere(engine_name)
+    async def who_lists(self, engine_name: str) -> tuple[str, ...]:
+        """Ask every engine that is ready what it lists now; the URLs that list it."""
         ready = self._ready()
         await asyncio.gather(*(replica.probe() for replica in ready))
         return tuple(replica.url for replica in ready if engine_name in replica.listed)
@@ -266,7 +265,7 @@ class Reconciler:
         replica.disown(todo.foreign | (replica.elsewhere & listed) - wanted.known)
         self._publish()
         for name in todo.unload:
-            with suppress(EngineError):  # logged by the client; the next turn tries again
+            with suppress(EngineError, Conflict):  # the next turn tries again
                 if not self._traffic.in_use(name) and await self.gateways.done_with([name], wanted.revision):
                     await replica.unload(name)
         with suppress(EngineError):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from adapters.engine import EngineClient, EngineModel, EngineUnreachable
-from adapters.errors import EngineError, NotProven, Saturated, ServiceError
+from adapters.errors import Conflict, EngineError, NotProven, Saturated, ServiceError
 from adapters.names import is_engine_name
 from adapters.traffic import Traffic
 from adapters.types import ReplicaState, ReplicaView
@@ -194,15 +194,16 @@ class Replica:
         return True
 
     async def unload(self, engine_name: str) -> None:
-        """Have the engine forget `engine_name`; EngineError, also while requests run on it here."""
+        """Have the engine forget `engine_name`; EngineError, Conflict where it is used or about to be.
+
+        Loads of others may have to end first, so that is looked at when its turn has come, and no request is sent to
+        it from there on.
+        """
         async with self._serial:
-            held = self.resident & {engine_name}
-            self.resident -= held
-            self._changed()  # no request is sent to it from here on; some may have come while this waited
-            if self._traffic.runs(self.url, engine_name):
-                self.resident |= held
-                self._changed()
-                raise EngineError(f"Requests run on {engine_name} at engine {self.url} now.")
+            if self._guarded(engine_name) or not self._traffic.idle(self.url, [engine_name]):
+                raise Conflict(f"{engine_name} is in use at engine {self.url}.")
+            if engine_name in self.resident:
+                self._stand_by(engine_name)
             await self._forget(engine_name)
             self._failures.pop(engine_name, None)
             self._distrusted.discard(engine_name)
@@ -376,10 +377,14 @@ class Replica:
         if victim is None:
             return False
         self.evictions += 1
-        self.resident -= {victim}
-        self._cold[victim] = None
-        self._changed()  # no request is sent to it from here on
+        self._stand_by(victim)
         return True
+
+    def _stand_by(self, engine_name: str) -> None:
+        """No request is sent to it from here on."""
+        self.resident -= {engine_name}
+        self._cold[engine_name] = None
+        self._changed()
 
     def _victim(self) -> str | None:
         """Whom to put out: what is idle for the longest time and neither pinned nor about to answer."""

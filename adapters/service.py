@@ -251,14 +251,14 @@ class AdapterService:
         ):
             self._reconciler.wake()
             return await self.show(name)
-        if found.state is VersionState.LIVE:
-            raise Conflict(f"{name}@{version} is live. Promote another version before unloading it.", param="version")
-        if found.state is VersionState.CANARY:
-            raise Conflict(f"{name}@{version} is the canary. End the canary before unloading it.", param="version")
+        _check_idle(found)
         await self._db.write(lambda conn: store.set_wish(conn, found, Wish.UNLOADED, at, by=by, why=why))
-        if not await self._swap.at_rest(found.engine_name):
+        at_rest = await self._swap.at_rest(found.engine_name)
+        _check_idle(await self._one(name, version))  # that may take a while
+        outcomes = await self._reconciler.unload_everywhere(found.engine_name) if at_rest else {}
+        if not at_rest or any(isinstance(error, Conflict) for error in outcomes.values()):
             raise Conflict(f"Requests still run on {name}@{version}. Try again when they have ended.")
-        _raise_first(await self._reconciler.unload_everywhere(found.engine_name), "Try again.")
+        _raise_first(outcomes, "Try again.")
         return await self.show(name)
 
     async def remove(
@@ -394,6 +394,15 @@ def _kept(is_known: Callable[[str], bool], later: list[str], name: str) -> bool:
     if not is_known(name):
         later.append(name)
     return True
+
+
+def _check_idle(version: Version) -> None:
+    """Conflict for what answers callers."""
+    said = f"{version.name}@{version.version}"
+    if version.state is VersionState.LIVE:
+        raise Conflict(f"{said} is live. Promote another version before unloading it.", param="version")
+    if version.state is VersionState.CANARY:
+        raise Conflict(f"{said} is the canary. End the canary before unloading it.", param="version")
 
 
 def _raise_first(outcomes: Mapping[str, ServiceError | None], then: str) -> None:

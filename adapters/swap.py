@@ -15,7 +15,7 @@ from typing import Any
 from adapters import revision, store
 from adapters.db import Database
 from adapters.engine import EngineUnreachable
-from adapters.errors import EngineError, Saturated, ServiceError
+from adapters.errors import Conflict, EngineError, Saturated, ServiceError
 from adapters.gateways import Gateways
 from adapters.reconcile import Reconciler
 from adapters.shelf import Shelf
@@ -98,15 +98,27 @@ class Swap:
     async def _retire(self, engine_name: str) -> None:
         with suppress(ServiceError):  # it stays loaded until another needs its place
             since = await revision.current(self._db)
-            await self._until_unused([engine_name], since, self._drain_s)
-            if engine_name not in await self._db.read(lambda conn: store.without_part(conn, [engine_name])):
-                return
-            if not await self._unused([engine_name], since):  # unloaded now and loaded again it would end the engine
-                _log.warning("%s has no part any more, and still answers after %g s", engine_name, self._drain_s)
-                return
-            still = await self._reconciler.unload_and_look(engine_name)
-            if still:
-                _log.warning("%s was unloaded, and is still listed by %s", engine_name, ", ".join(still))
+            until = asyncio.get_running_loop().time() + self._drain_s
+            while not await self._let_go(engine_name, since, until):
+                pass
+
+    async def _let_go(self, engine_name: str, since: int, until: float) -> bool:
+        """Unload it where it has no part and nothing runs on it; False where it was asked for in that moment."""
+        now = asyncio.get_running_loop().time
+        await self._until_unused([engine_name], since, until - now())
+        if engine_name not in await self._db.read(lambda conn: store.without_part(conn, [engine_name])):
+            return True
+        if not await self._unused([engine_name], since):  # unloaded now and loaded again it would end the engine
+            _log.warning("%s has no part any more, and still answers after %g s", engine_name, self._drain_s)
+            return True
+        outcomes = await self._reconciler.unload_everywhere(engine_name)
+        if any(isinstance(error, Conflict) for error in outcomes.values()):
+            await asyncio.sleep(POLL_S)
+            return now() >= until
+        still = await self._reconciler.who_lists(engine_name)
+        if still:
+            _log.warning("%s was unloaded, and is still listed by %s", engine_name, ", ".join(still))
+        return True
 
     async def _discard_later(self, engine_names: frozenset[str], since: int | None) -> None:
         with suppress(ServiceError):  # swept at the next start

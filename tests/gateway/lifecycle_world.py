@@ -345,7 +345,7 @@ class World:
         said = f"said {next(self._numbers)}"
         answer = await self.http.post(CHAT, json=ask(CHAT, said, model=model, stream=stream, user=user))
         if answer.status_code == 200:
-            text, broken = _text(answer, answer.content)
+            text, broken = spoken(answer, answer.content)
             if broken:  # its engine went away meanwhile
                 assert not self.settled, answer.text
             else:
@@ -400,7 +400,7 @@ class World:
         finally:
             await held.stack.aclose()
             self.gates.pop(held.said.split()[0], None)
-        text, broken = _text(held.answer, body)
+        text, broken = spoken(held.answer, body)
         if broken:
             assert held.cut, body
         else:
@@ -533,7 +533,7 @@ def _one_by_one(history: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return found
 
 
-def _text(answer: httpx.Response, body: bytes) -> tuple[str, bool]:
+def spoken(answer: httpx.Response, body: bytes) -> tuple[str, bool]:
     """What was said, and whether it broke off visibly; a quiet end fails."""
     if answer.headers["content-type"].startswith("application/json"):
         document = json.loads(body)

@@ -214,7 +214,7 @@ async def test_nobody_starves_though_all_slots_are_busy_for_ever(tmp_path: Path)
 
 
 async def test_what_has_to_run_dry_makes_room_though_it_is_asked_for(tmp_path: Path) -> None:
-    """All slots are busy; one of them is given up, and whoever goes on asking for it waits behind the one that starved."""
+    """All slots are busy and one is given up: whoever goes on asking for it waits behind the one that starved."""
     async with room(tmp_path, [2], 3, adapters={"proof": False, "load_timeout_s": 20}) as it:
         (replica,) = it.gateway.started.gateway.proxy.fleet.replicas
         async with it.held("n1"):

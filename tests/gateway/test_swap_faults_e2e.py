@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.fake_vllm import FakeVLLM, Fault
-from tests.gateway.lifecycle_world import OTHER_BASE, World
+from tests.gateway.lifecycle_world import OTHER_BASE, World, spoken
+from tests.gateway.plane import CHAT, ask
 
 LOAD, UNLOAD, COMPLETIONS = "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/completions"
 PATH = b'{"error":{"message":"[Errno 2] No such file: /srv/models/store/x/adapter_config.json","code":500}}'
@@ -247,3 +248,60 @@ async def test_engines_that_all_come_back_empty_unseen_are_filled_by_the_request
                     while (code := await world.ask(f"a@{version}", {version})) != 200:
                         assert code == 503  # a connection of before broke twice: a second's pause
                         await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def standing_still(world: World, model: str, version: str) -> AsyncIterator[None]:
+    """Meanwhile a stream runs on `model`; then it goes on, and is whole and right."""
+    said = "still- it is said"
+    gate = world.gates["still-"] = asyncio.Event()
+    async with world.http.stream("POST", CHAT, json=ask(CHAT, said, model=model, stream=True)) as answer:
+        assert answer.status_code == 200
+        yield
+        gate.set()
+        text, broken = spoken(answer, await answer.aread())
+    assert not broken
+    world.check(model, answer.headers["x-loragate-model"], text, said, {version})
+
+
+async def test_a_request_that_comes_while_an_unload_waits_for_its_turn_keeps_the_weights() -> None:
+    """A load is before it. Unloaded under that request and loaded again, the name would end the engine."""
+    async with swapping((4,)) as (world, live, other):
+        assert await promoted(world, other) == (200, "")
+        engine, model = world.engines[0], f"a@{live}"
+        gate = world.gates["b@"] = asyncio.Event()
+        loading = asyncio.create_task(world.register("b", 3, promote=False))
+        await world.until(lambda: any(name.startswith("b@") for name in engine.loads), "the load")
+        unloading = asyncio.create_task(world.admin.post("/admin/v1/adapters/a/unload", json={"version": live}))
+        serial = world.gateway.started.gateway.adapters._reconciler._replicas[engine.url]._serial
+        await world.until(lambda: bool(serial._waiters), "the unload")
+        async with standing_still(world, model, live):
+            gate.set()
+            answer = await unloading
+            assert answer.status_code == 409
+            assert answer.json()["error"]["message"].startswith(f"Requests still run on {model}.")
+            assert await world.ask(model, {live}) == 200
+            world.look()
+        await loading
+        world.names["a"].unloaded.add(live)
+        world.names["a"].history.append(("unloaded", live))
+        del world.gates["b@"]
+
+
+async def test_what_goes_live_while_an_unload_waits_stays() -> None:
+    async with swapping((4,)) as (world, _, other):
+        async with standing_still(world, f"a@{other}", other):
+            unloading = asyncio.create_task(world.admin.post("/admin/v1/adapters/a/unload", json={"version": other}))
+            async with asyncio.timeout(20):
+                while "unloaded" not in await history(world):  # from here on it waits for the stream to end
+                    await asyncio.sleep(0.01)
+            world.names["a"].history.append(("unloaded", other))
+            assert await promoted(world, other) == (200, "")
+        answer = await unloading
+        assert (answer.status_code, f"a@{other} is live" in answer.text) == (409, True)
+        assert world.engine_name("a", other) in world.engines[0].loaded
+
+
+async def history(world: World) -> list[str]:
+    """What happened to `a`."""
+    return [event["what"] for event in (await world.admin.get("/admin/v1/adapters/a/history")).json()["data"]]
