@@ -17,7 +17,7 @@ from adapters.engine import EngineClient
 from adapters.errors import EngineError
 from adapters.utterance import Reference, Utterance, agree, decode, encode
 
-__all__ = ["PROMPTS", "TOLERANCE", "Proof", "Reference", "Utterance", "Verdict", "decode", "encode", "prove"]
+__all__ = ["PROMPTS", "TOLERANCE", "Proof", "Reference", "Utterance", "Verdict", "decode", "encode", "hold", "prove"]
 
 # Three subjects, two scripts, and each ends where any text may follow.
 PROMPTS: tuple[str, ...] = (
@@ -84,6 +84,12 @@ async def prove(
         raise EngineError(
             f"Engine {client.url} loaded {engine_name} but does not answer in {timeout_s:g} s; its log may say why."
         ) from None
+
+
+def hold(proof: Proof, reference: Reference, tolerance: float = TOLERANCE) -> Proof:
+    """`proof`, which passed, held to what another engine said: both were asked at once, neither knew of the other."""
+    wrong = _apart(proof.said, reference, tolerance, whole=True)
+    return _failed("the other engines", wrong, len(proof.said), like_base=False) if wrong else proof
 
 
 def _prompts(reference: Reference, trained: Reference) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from adapters import store
 from adapters.db import Database
 from adapters.engine import EngineClient
 from adapters.errors import NotProven, ServiceError
-from adapters.proof import Reference, Verdict, decode, encode, prove
+from adapters.proof import Reference, Verdict, decode, encode, hold, prove
 
 REGISTRY_S = 2.0  # requests wait for a load, and it must not wait for a database that stands still
 _log = logging.getLogger(__name__)
@@ -35,6 +35,9 @@ class Prover:
         """
         reference, trained = await self._known(engine_name)
         proof = await prove(client, engine_name, base, reference=reference, trained=trained)
+        if proof.verdict is Verdict.PASSED and not reference and not await self._keep(engine_name, proof.said):
+            reference, _ = await self._known(engine_name)  # another engine was asked at the same time, and was first
+            proof = hold(proof, reference)
         self.warnings.pop(engine_name, None)
         if proof.verdict is Verdict.FAILED:
             _log.warning("engine %s does not answer with %s: %s", client.url, engine_name, proof.reason)
@@ -43,8 +46,6 @@ class Prover:
             )
         if proof.reason:
             self.warnings[engine_name] = proof.reason
-        if proof.verdict is Verdict.PASSED and not reference:
-            await self._keep(engine_name, proof.said)
         return proof.verdict is not Verdict.NO_EFFECT
 
     async def _known(self, engine_name: str) -> tuple[Reference, Reference]:
@@ -60,12 +61,14 @@ class Prover:
             return (), ()
         return _decoded(reference, engine_name), _decoded(_trained(lineage), engine_name)
 
-    async def _keep(self, engine_name: str, said: Reference) -> None:
+    async def _keep(self, engine_name: str, said: Reference) -> bool:
+        """False where another engine's is kept already."""
         try:
             async with asyncio.timeout(REGISTRY_S):
-                await self._db.write(lambda conn: store.set_proof(conn, engine_name, encode(said)))
+                return await self._db.write(lambda conn: store.set_proof(conn, engine_name, encode(said)))
         except (ServiceError, TimeoutError) as exc:  # the next engine's proof is kept instead
             _log.warning("the proof of %s could not be kept: %s", engine_name, exc or "the database does not answer")
+            return True
 
 
 def _trained(lineage: str | None) -> str | None:

@@ -227,11 +227,12 @@ class Reconciler:
         ends = await self._each(replicas, lambda replica: replica.load(engine_name, wait_s=wait_s))
         held = [replica for replica in replicas if engine_name in replica.resident]
         weak = [replica for replica in held if engine_name in replica.unproven(weak_too=True)]
-        if len(weak) < len(held):
-            await asyncio.gather(*(replica.prove_again(engine_name) for replica in weak))
-            for replica in (replica for replica in weak if replica.url in ends):
-                failure = replica.view().failed.get(engine_name)
-                ends[replica.url] = NotProven(failure) if failure is not None else None
+        # What was listed when it was first looked at has not been asked at all yet.
+        again = weak if len(weak) < len(held) else [each for each in held if engine_name in each.unproven()]
+        await asyncio.gather(*(replica.prove_again(engine_name) for replica in again))
+        for replica in (replica for replica in again if replica.url in ends):
+            failure = replica.view().failed.get(engine_name)
+            ends[replica.url] = NotProven(failure) if failure is not None else None
         return ends
 
     async def unload_everywhere(self, engine_name: str) -> Outcomes:

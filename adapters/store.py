@@ -256,10 +256,10 @@ def proof(conn: sa.Connection, engine_name: str) -> str | None:
     return conn.execute(query.limit(1)).scalar()
 
 
-def set_proof(conn: sa.Connection, engine_name: str, text: str) -> None:
-    """Remember the first one for the engines that come later; requests do not see it, so no bump."""
+def set_proof(conn: sa.Connection, engine_name: str, text: str) -> bool:
+    """Remember the first one for all other engines; False where there is one. Requests do not see it, so no bump."""
     mine = (versions.c.engine_name == engine_name) & versions.c.proof.is_(None)
-    conn.execute(sa.update(versions).where(mine).values(proof=text))
+    return conn.execute(sa.update(versions).where(mine).values(proof=text)).rowcount > 0
 
 
 def with_proof(conn: sa.Connection, engine_names: Collection[str]) -> frozenset[str]:
