@@ -29,6 +29,8 @@ from gateway.v1.snapshot import Target
 
 SETTLE_S = 10.0  # a replica that joined gets requests after so long even if not all that it should have is there
 
+HEDGE_S = 5.0  # a load that takes longer is waited for on, and tried on the next replica too
+
 log = logging.getLogger("loragate.loading")
 
 
@@ -302,7 +304,8 @@ class Loader:
 
     async def _wait_for_turn(self, target: Target) -> None:
         """It is loaded, and as many others are in flight there as the engine has slots: until something changes."""
-        holder = next((r.url for r in self._fleet.replicas if target.engine_name in r.resident), None)
+        ready = (replica for replica in self._fleet.replicas if replica.state is ReplicaState.READY)
+        holder = next((replica.url for replica in ready if target.engine_name in replica.resident), None)
         if holder is None:
             return  # it has left since
         self.waits(holder)
@@ -324,18 +327,26 @@ class Loader:
         order = self._order(name, ready, reconciler)
         if not order:
             return -1  # it is where it should be, and may not be sent there now
-        wait_s = 0
-        for url in order:
-            wait_s = await self._load(target, ready[url], 0.0)
-            if not wait_s:
-                return 0
-        if replicas is not self._fleet.replicas or self._expecting():
-            return -1  # not those that were asked
-        if wait_s > 0:
-            return wait_s
-        left = until - asyncio.get_running_loop().time()
-        wait_s = await self._load(target, ready[order[0]], max(0.1, left))
-        return wait_s if wait_s >= 0 else 2
+        tasks: list[asyncio.Task[int]] = []
+        try:
+            for url in order:
+                tasks.append(asyncio.create_task(self._load(target, ready[url], 0.0)))
+                if await _one_has_it(tasks, min(HEDGE_S, self._timeout_s / 4)):
+                    return 0
+            if replicas is not self._fleet.replicas or self._expecting():
+                return -1  # not those that were asked
+            full = [url for url, task in zip(order, tasks, strict=True) if task.done() and task.result() < 0]
+            left = max(0.1, until - asyncio.get_running_loop().time())
+            if full:
+                tasks.append(asyncio.create_task(self._load(target, ready[full[0]], left)))
+            while not await _one_has_it(tasks, left):
+                if all(task.done() for task in tasks):
+                    return max(2, tasks[-1].result()) if full else tasks[-1].result()
+            return 0
+        finally:
+            for task in tasks:
+                task.cancel()  # what it waits for goes on
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _order(self, name: str, ready: Mapping[str, Replica], reconciler: Reconciler) -> list[str]:
         """Where to load it, best first: its homes, or the least burdened of those near to it; then all others."""
@@ -371,6 +382,21 @@ class Loader:
     def _replica(self, url: str) -> Replica | None:
         """None: it has left."""
         return next((replica for replica in self._fleet.replicas if replica.url == url), None)
+
+
+async def _one_has_it(tasks: Sequence[asyncio.Task[int]], longest_s: float) -> bool:
+    """Whether a load of `tasks` came to 0. Waits until one has, or the last of them came to something else."""
+    waiting = [task for task in tasks if not task.done()]
+    while waiting and not _came(tasks):
+        done, _ = await asyncio.wait(waiting, timeout=longest_s, return_when=asyncio.FIRST_COMPLETED)
+        if not done or tasks[-1] in done:
+            break
+        waiting = [task for task in waiting if task not in done]
+    return _came(tasks)
+
+
+def _came(tasks: Sequence[asyncio.Task[int]]) -> bool:
+    return any(task.done() and task.result() == 0 for task in tasks)
 
 
 def _copy(view: ReplicaView, replica: Replica) -> None:

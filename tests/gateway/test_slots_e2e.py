@@ -255,6 +255,18 @@ async def test_what_others_have_loaded_stays(tmp_path: Path) -> None:
         it.sound()
 
 
+async def test_a_load_that_hangs_stands_in_nobodys_way(tmp_path: Path) -> None:
+    """Nor do those that wait behind it at its engine: all are loaded where there is room too."""
+    async with room(tmp_path, [4, 4], 12, promote=False, adapters={"proof": False, "load_timeout_s": 12}) as it:
+        cold = [name for name in it.versions if it.engine_name(name) not in it.resident(0) | it.resident(1)]
+        assert len(cold) >= 4
+        it.engines[0].script(Fault.STALL_BEFORE_HEAD, path=LOAD)
+        await asyncio.gather(*(it.right(name, by_version=True) for name in cold))
+        assert any(seen.path == LOAD for seen in it.engines[0].requests)
+        await it.engines[0].restart()  # what hangs would be waited for two minutes
+        it.sound()
+
+
 async def test_an_engine_that_refuses_a_load_stands_in_nobodys_way(tmp_path: Path) -> None:
     async with room(tmp_path, [4, 4], 0) as it:
         it.engines[0].script(Fault.STATUS, times=None, path=LOAD, body=b"no: /srv/store/x", undone=True)
