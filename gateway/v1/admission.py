@@ -40,6 +40,7 @@ class Admission:
         self._timeout_s = timeout_s
         self._loop = loop
         self._queue: deque[Ticket] = deque()
+        self._handed = 0  # places on their way to somebody, who is in the queue no more
         self.in_flight = 0
 
     def enter(self, wake: Callable[[], None], now: float) -> Ticket | None:
@@ -54,7 +55,7 @@ class Admission:
         return ticket
 
     def has_queue(self) -> bool:
-        return len(self._queue) > 0
+        return len(self._queue) > 0 or self._handed > 0
 
     def leave(self) -> None:
         """Give the place back; the next in the queue gets it."""
@@ -62,15 +63,19 @@ class Admission:
             ticket = self._queue.popleft()
             if not ticket.left and not ticket.expired:
                 # Through the loop, not on the spot: a chain of short requests would nest as deep as the queue.
+                self._handed += 1
                 self._loop.call_soon(self._hand_over, ticket)
                 return
         self.in_flight -= 1
 
     def _hand_over(self, ticket: Ticket) -> None:
-        if ticket.left or ticket.expired:
-            self.leave()
-        else:
-            ticket.admit()
+        try:
+            if ticket.left or ticket.expired:
+                self.leave()
+            else:
+                ticket.admit()
+        finally:
+            self._handed -= 1
 
     def sweep(self, now: float) -> None:
         """Expire whoever has waited too long; the queue is in order of deadlines."""

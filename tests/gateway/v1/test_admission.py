@@ -33,6 +33,21 @@ async def test_a_place_given_back_goes_to_the_first_in_the_queue() -> None:
     assert (woken, admission.in_flight) == (["first", "second"], 0)
 
 
+async def test_whoever_is_just_being_given_a_place_still_counts_as_waiting() -> None:
+    """For that turn of the loop nothing else knows that its weights are wanted."""
+    admission = Admission(1, 2, 5.0, asyncio.get_running_loop())
+    admission.enter(nothing, 0.0)
+    seen: list[bool] = []
+    ticket = admission.enter(lambda: seen.append(admission.has_queue()), 0.0)
+    admission.leave()
+    assert admission.has_queue()
+    await asyncio.sleep(0)
+    assert ticket is not None
+    assert ticket.admitted
+    assert seen == [True]
+    assert not admission.has_queue()
+
+
 async def test_who_waits_too_long_is_let_go_and_takes_no_place() -> None:
     admission = Admission(1, 2, 5.0, asyncio.get_running_loop())
     admission.enter(nothing, 0.0)
