@@ -253,6 +253,8 @@ class Replica:
 
     def room(self) -> int:
         """How dear one more adapter is: 0 there is room, 1 an idle one has to go, 2 all are in use, 3 all stay."""
+        if self._crowded() and self.resident - self.pinned:
+            return 2
         if self._free() > 0:
             return 0
         if self._victim() is not None:
@@ -305,6 +307,8 @@ class Replica:
     async def _load_where_room(self, engine_name: str, *, evict: bool) -> bool:
         """False where there is no room and nobody to put out."""
         async with self._serial:
+            if self._crowded() and not (engine_name in self.listed and engine_name in self._proven):
+                return False
             while engine_name not in self.resident and self._free() <= 0:
                 if not (evict and self._put_out()):
                     return False
@@ -365,6 +369,13 @@ class Replica:
             "Start it with a larger --max-loras, or try again.",
             retry_after_s=2,
         )
+
+    def _crowded(self) -> bool:
+        """Whether as many adapters are in use as it computes with at once: a load, or a proof, would be one more."""
+        return self.client.slots is not None and len(self.resident) - self._idle() >= self.client.slots
+
+    def _idle(self) -> int:
+        return len(self._traffic.idle(self.url, self.resident))
 
     def _free(self) -> int:
         if self.client.capacity is None:

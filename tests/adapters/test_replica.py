@@ -62,11 +62,13 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(tmp_path: Path, slots: int = 2, prove: Prove = trusting, timeout_s: float = 30) -> AsyncIterator[Bench]:
+async def bench(
+    tmp_path: Path, slots: int = 2, prove: Prove = trusting, timeout_s: float = 30, held: int | None = None
+) -> AsyncIterator[Bench]:
     for seed, name in enumerate((A, B, C, D)):
         write_adapter(tmp_path / name, seed=seed)
     async with FakeVLLM(max_loras=slots) as engine, open_http() as http:
-        client = EngineClient(engine.url, None, tmp_path, http, load_timeout_s=timeout_s)
+        client = EngineClient(engine.url, None, tmp_path, http, held=held, load_timeout_s=timeout_s)
         use, guarded, clock = Use(), set[str](), Clock()
         replica = Replica(client, clock, lambda: None, use, prove, guarded.__contains__)
         await replica.probe()
@@ -125,6 +127,22 @@ async def test_without_room_one_waits_until_something_is_idle(tmp_path: Path) ->
         assert it.replica.room() == 3
         with pytest.raises(Saturated):  # at once: nothing of it will ever go
             await it.replica.load(D, wait_s=3600)
+
+
+async def test_nothing_is_loaded_beside_as_many_busy_ones_as_there_are_slots(tmp_path: Path) -> None:
+    """The engine keeps more of them, and computes with no more: a proof would wait there for minutes, and all loads."""
+    async with bench(tmp_path, held=4) as it:
+        for name in (A, B):
+            await it.replica.load(name)
+        it.use.busy = {A, B}
+        assert it.replica.room() == 2
+        with pytest.raises(Saturated):
+            await it.replica.load(C)
+        assert it.engine.loads == [A, B]
+        it.use.busy = {A}
+        assert it.replica.room() == 0
+        await it.replica.load(C)
+        assert it.replica.resident == {A, B, C}
 
 
 async def test_the_impatient_do_not_decide_for_the_patient(tmp_path: Path) -> None:
