@@ -33,7 +33,6 @@ log = logging.getLogger("loragate.proxy")
 BYTES_PER_TOKEN = 3  # a reservation's guess; English text has about 4, Chinese about 3
 DEFAULT_ANSWER_TOKENS = 1024  # reserved where the caller names no max_tokens
 HOLD_BYTES = 1024 * 1024  # a whole answer up to here is held, so that a broken one becomes a 502
-
 LOST_MAX = 3  # replicas in a row that do not know what they should have: after restarts, in a fleet
 
 TRY_ELSEWHERE = frozenset(
