@@ -91,5 +91,72 @@ CREATE TABLE gateways (
     lingering TEXT NOT NULL,
     CONSTRAINT pk_gateways PRIMARY KEY (id)
 );
+CREATE TABLE files (
+    id TEXT NOT NULL,
+    owner TEXT,
+    purpose TEXT NOT NULL,
+    filename TEXT NOT NULL,
+    bytes BIGINT NOT NULL,
+    digest TEXT NOT NULL,
+    status TEXT NOT NULL,
+    details TEXT,
+    created_at DOUBLE NOT NULL,
+    expires_at DOUBLE,
+    CONSTRAINT pk_files PRIMARY KEY (id)
+);
+CREATE TABLE jobs (
+    id TEXT NOT NULL,
+    owner TEXT,
+    name TEXT NOT NULL,
+    state TEXT NOT NULL,
+    phase TEXT,
+    wish TEXT,
+    priority INTEGER NOT NULL,
+    recipe TEXT NOT NULL,
+    request TEXT,
+    settled TEXT,
+    progress TEXT,
+    outcome TEXT,
+    result TEXT,
+    error TEXT,
+    worker TEXT,
+    seen_at DOUBLE,
+    attempts INTEGER NOT NULL,
+    created_at DOUBLE NOT NULL,
+    started_at DOUBLE,
+    finished_at DOUBLE,
+    CONSTRAINT pk_jobs PRIMARY KEY (id)
+);
+CREATE INDEX ix_jobs_state ON jobs (state);
+CREATE TABLE job_events (
+    id INTEGER NOT NULL,
+    job TEXT NOT NULL,
+    at DOUBLE NOT NULL,
+    level TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    message TEXT NOT NULL,
+    data TEXT,
+    CONSTRAINT pk_job_events PRIMARY KEY (id)
+);
+CREATE INDEX ix_job_events_job ON job_events (job);
+CREATE TABLE job_checkpoints (
+    job TEXT NOT NULL,
+    step INTEGER NOT NULL,
+    at DOUBLE NOT NULL,
+    folder TEXT NOT NULL,
+    metrics TEXT NOT NULL,
+    version TEXT,
+    CONSTRAINT pk_job_checkpoints PRIMARY KEY (job, step)
+);
+CREATE TABLE feedback (
+    id INTEGER NOT NULL,
+    at DOUBLE NOT NULL,
+    owner TEXT,
+    model TEXT NOT NULL,
+    version TEXT,
+    body TEXT NOT NULL,
+    CONSTRAINT pk_feedback PRIMARY KEY (id)
+);
+CREATE INDEX ix_feedback_model ON feedback (model);
 INSERT INTO revision (id, n) VALUES (1, 0);
-INSERT INTO alembic_version (version_num) VALUES ('0002');
+INSERT INTO alembic_version (version_num) VALUES ('0003');

@@ -1,0 +1,194 @@
+"""Uploaded files: streamed to disk as they come, kept under their id, and forgotten row first.
+
+The row is written once the bytes are fsynced: what was acknowledged is there after any crash, and bytes without a row
+are swept at the next start. Must not know HTTP or what is in a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import sqlalchemy as sa
+
+from adapters.db import Database
+from adapters.errors import Conflict, InvalidRequest, StorageFull
+from training import store_files as store
+from training.ids import mint
+from training.types import FileStatus, StoredFile
+
+MAX_FILE_BYTES = 512 * 1024 * 1024  # OpenAI's own bound for fine-tuning
+PREFIX = "file-"
+
+
+class Files:
+    """owner_bytes_max: what all files of one key may take together, in bytes."""
+
+    def __init__(
+        self,
+        db: Database,
+        folder: Path,
+        *,
+        clock: Callable[[], float],
+        random_bytes: Callable[[int], bytes],
+        owner_bytes_max: int = 8 * 1024**3,
+    ) -> None:
+        self._db = db
+        self._folder = folder
+        self._clock = clock
+        self._random_bytes = random_bytes
+        self._owner_bytes_max = owner_bytes_max
+
+    async def recover(self) -> tuple[str, ...]:
+        """At start: delete bytes that no row knows; their names."""
+        known = await self._db.read(store.known)
+        return await asyncio.to_thread(self._sweep, known)
+
+    @asynccontextmanager
+    async def receiving(self, filename: str, purpose: str, owner: str | None) -> AsyncIterator[Incoming]:
+        """A file that comes; nothing is left of it where the block ends without `kept`."""
+        taken = await self._db.read(lambda conn: store.taken_bytes(conn, owner)) if owner is not None else 0
+        room = MAX_FILE_BYTES if owner is None else min(MAX_FILE_BYTES, self._owner_bytes_max - taken)
+        if room <= 0:
+            raise InvalidRequest(
+                f"This key's files take {taken} bytes, and {self._owner_bytes_max} are allowed. Delete some first."
+            )
+        file_id = mint(PREFIX, self._random_bytes)
+        temporary = self._folder / f".{file_id}.part"
+        incoming = Incoming(await asyncio.to_thread(_create, temporary), room, file_id, filename, purpose, owner)
+        try:
+            yield incoming
+        finally:
+            incoming.close()
+            temporary.unlink(missing_ok=True)
+
+    async def keep(self, incoming: Incoming, expires_after_s: float | None = None) -> StoredFile:
+        """The whole of it is there: on disk for good, then known. StorageFull."""
+        await asyncio.to_thread(incoming.settle)
+        path = self.path(incoming.file_id)
+        now = self._clock()
+        made = StoredFile(
+            id=incoming.file_id,
+            owner=incoming.owner,
+            purpose=incoming.purpose,
+            filename=incoming.filename,
+            bytes=incoming.bytes,
+            digest=incoming.digest,
+            status=FileStatus.UPLOADED,
+            created_at=now,
+            expires_at=now + expires_after_s if expires_after_s is not None else None,
+        )
+        await asyncio.to_thread(os.replace, self._folder / f".{incoming.file_id}.part", path)
+        try:
+            await self._db.write(lambda conn: store.add(conn, made))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return made
+
+    async def show(self, file_id: str, owner: str | None = None) -> StoredFile:
+        """FileMissing."""
+        return await self._db.read(lambda conn: store.find(conn, file_id, owner))
+
+    async def list(
+        self, *, owner: str | None, purpose: str | None, after: str | None, limit: int, newest_first: bool = True
+    ) -> tuple[tuple[StoredFile, ...], bool]:
+        """Files behind the file `after`, and whether there are more. FileMissing."""
+        return await self._db.read(
+            lambda conn: store.page(
+                conn, owner=owner, purpose=purpose, after=after, limit=limit, newest_first=newest_first
+            )
+        )
+
+    async def set_status(self, file_id: str, status: FileStatus, details: str | None = None) -> None:
+        """What the check of its content said."""
+        await self._db.write(lambda conn: store.set_status(conn, file_id, status, details))
+
+    async def delete(self, file_id: str, owner: str | None = None) -> None:
+        """Row first, then bytes. FileMissing. Jobs that run have their own copy."""
+
+        def forget(conn: sa.Connection) -> None:
+            store.find(conn, file_id, owner)
+            store.remove(conn, file_id)
+
+        await self._db.write(forget)
+        await asyncio.to_thread(self.path(file_id).unlink, missing_ok=True)
+
+    def path(self, file_id: str) -> Path:
+        """Where the bytes of a known file lie; Conflict for what is no file's id."""
+        if not file_id.startswith(PREFIX) or not file_id[len(PREFIX) :].isalnum():
+            raise Conflict("This is no file's id.")
+        return self._folder / file_id
+
+    def _sweep(self, known: frozenset[str]) -> tuple[str, ...]:
+        if not self._folder.is_dir():
+            return ()
+        gone = [path for path in self._folder.iterdir() if path.name not in known]
+        for path in gone:
+            path.unlink(missing_ok=True)
+        return tuple(path.name for path in gone)
+
+
+class Incoming:
+    """Bytes on their way to disk, counted and hashed. `room`: at most so many."""
+
+    def __init__(self, file: BinaryIO, room: int, file_id: str, filename: str, purpose: str, owner: str | None) -> None:
+        self._file = file
+        self._room = room
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+        self.file_id = file_id
+        self.filename = filename
+        self.purpose = purpose
+        self.owner = owner
+
+    async def write(self, chunk: bytes) -> None:
+        """InvalidRequest where it is more than may come, StorageFull."""
+        self.bytes += len(chunk)
+        if self.bytes > self._room:
+            raise InvalidRequest(
+                f"The file is larger than the {self._room} bytes that it may take. Split it, or delete others.",
+                param="file",
+            )
+        await asyncio.to_thread(self._write, chunk)
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def settle(self) -> None:
+        """Everything written is on the disk."""
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as exc:
+            raise _full(exc) from None
+        self._file.close()
+
+    def close(self) -> None:
+        """Also after `settle`."""
+        self._file.close()
+
+    def _write(self, chunk: bytes) -> None:
+        self._hash.update(chunk)
+        try:
+            self._file.write(chunk)
+        except OSError as exc:
+            raise _full(exc) from None
+
+
+def _create(path: Path) -> BinaryIO:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
+    except OSError as exc:
+        raise _full(exc) from None
+
+
+def _full(exc: OSError) -> StorageFull:
+    return StorageFull(f"The file cannot be written to the data directory: {exc.strerror}. Free some space there.")
