@@ -3,6 +3,7 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && exit; done; echo python3)
 RUN    := .venv/bin/python
+PIN    := $(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes
 FAST   := $(RUN) -m pytest -n auto --dist loadgroup -m "not engine and not trainer"
 # Images set it for their size: then every process compiles all that it imports, 4 s of each test process.
 unexport PYTHONDONTWRITEBYTECODE
@@ -55,14 +56,14 @@ clean:                   ## remove the environment in this folder (the data dire
 help:                    ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
-.venv/pins: configs/environments/gateway.txt
+.venv/pins: configs/environments/gateway.txt configs/environments/train.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	{ echo "loragate needs Python 3.11 or newer. Install one, then say: make up PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@echo "Making .venv with $$($(PYTHON) --version) …"
 	@$(PYTHON) -c 'import runpy, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); sys.argv[1:] = [".venv"]; \
 	runpy.run_module("venv", run_name="__main__")'  # Ctrl-C shows no traceback
-	@echo "Installing what the gateway needs …"
-	@$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r configs/environments/gateway.txt || \
+	@echo "Installing what the gateway and the data tools need …"
+	@$(PIN) -r configs/environments/gateway.txt && $(PIN) -r configs/environments/train.txt || \
 	{ echo "pip could not install it, for the reason above. Check the network, the proxy and pip's index, then start again." >&2; exit 1; }
 	@touch $@
 
