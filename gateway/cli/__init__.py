@@ -21,6 +21,12 @@ COMMANDS = {
     "status": ("gateway.cli.status", "status", "Show engines, adapters and keys of the running gateway."),
     "keys": ("gateway.cli.keys", "keys", "Create, list, rotate and revoke API keys."),
     "adapters": ("gateway.cli.adapters", "adapters", "Register, promote, roll back and remove LoRA adapters."),
+    "datasets": ("gateway.cli.datasets", "datasets", "Check, convert, split, mix and filter training data."),
+    "train": ("gateway.cli.train", "train", "Plan a training run, run it, or run it again."),
+    "jobs": ("gateway.cli.jobs", "jobs", "List, watch, pause and cancel training jobs."),
+    "export": ("gateway.cli.export", "export", "Take an adapter, or a merged model, out of the gateway."),
+    "migrate": ("gateway.cli.migrate", "migrate", "Bring fine-tuned models over from OpenAI's service."),
+    "worker": ("gateway.cli.worker", "worker", "Run the worker that carries out training jobs."),
     "usage": ("gateway.cli.usage", "usage", "Show requests and tokens per key, model and day."),
 }
 
