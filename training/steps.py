@@ -47,7 +47,7 @@ class Finished:
 
 class Steps(Protocol):
     async def check(self, job: Job, folder: Path, tell: Tell) -> Mapping[str, Any]:
-        """Data and plan, before any compute is spent; what was settled. InvalidRequest and its leaves refuse the job."""
+        """Data and plan, before any compute is spent; what was settled. InvalidRequest refuses the job."""
 
     def launch(self, job: Job, folder: Path) -> Launch:
         """The run of a checked job; the same again to go on from its newest checkpoint."""
