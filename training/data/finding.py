@@ -28,7 +28,6 @@ KINDS: dict[str, tuple[Level, str]] = {
     "no_answer": ("error", "the last turn is not the assistant's"),
     "nothing_trained": ("error", "no answer to learn: every weight is 0"),
     "same_answers": ("error", "preferred and rejected answer are the same"),
-    "answer_cut": ("error", "nothing of the answer is left within the cutoff"),
     "template": ("error", "the base's chat template refuses it"),
     "too_long": ("warning", "longer than the cutoff: the rest is not trained on"),
     "duplicate": ("warning", "the same as an earlier row"),
@@ -46,7 +45,7 @@ KINDS: dict[str, tuple[Level, str]] = {
     "bom": ("info", "a byte order mark, which is passed over"),
     "recoded": ("info", "read as another encoding than UTF-8"),
     "sampled": ("info", "only part of the rows was looked at"),
-    "same_column": ("info", "a column that is not used"),
+    "unused": ("info", "columns that are not used"),
 }
 
 
