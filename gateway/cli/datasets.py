@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import click
 
 from adapters.errors import InvalidRequest
 from gateway.cli import output
-from gateway.cli.progress import bar
+from gateway.cli.progress import Bar, bar
 
 if TYPE_CHECKING:
     from training.data.reading import Data
@@ -171,31 +172,15 @@ def split(told: Asked, folder: Path, share: float, seed: int, force: bool) -> No
 
     Rows that ask the same stay together, and a row stays on its side when the file grows.
     """
-    from training.data.split import is_held_out
+    from training.data.split import is_side
 
     sides = {"train": False, "valid": True}
-    _make(
-        told,
-        folder,
-        {name: functools.partial(_is, is_held_out, share, seed, side) for name, side in sides.items()},
-        force,
-    )
-
-
-def _is(held_out: Callable[[Row, float, int], bool], share: float, seed: int, side: bool, row: Row) -> bool:
-    return held_out(row, share, seed) == side
+    _make(told, folder, {name: functools.partial(is_side, share, seed, side) for name, side in sides.items()}, force)
 
 
 def _make(told: Asked, folder: Path, parts: Mapping[str, Callable[[Row], bool] | None], force: bool) -> None:
     """Check FILE, and write each part of its good rows to a file of its own. name → which rows; None: all."""
-    from training.data.check import kept
-    from training.data.writing import write, write_info
-
-    for name in parts:
-        if not name or set(name) & set("/\\ .$") or not name.isprintable():
-            raise InvalidRequest(f"{name!r} is no name for a data set. Use letters, digits, dashes and underscores.")
-        if not force and (folder / f"{name}.jsonl").exists():
-            raise InvalidRequest(f"{folder / name}.jsonl is there already. Name another folder, or say --force.")
+    _may_write(told.file, folder, parts, force)
     data = told.open(told.file)
     looked = told.look(data)
     refused = looked.refused(told.max_dropped)
@@ -203,22 +188,11 @@ def _make(told: Asked, folder: Path, parts: Mapping[str, Callable[[Row], bool] |
         if told.as_json:
             output.document({**looked.document(), "refused": refused})
         _end(refused)
-    made = []
-    for name, wanted in parts.items():
-        with bar() as shown:
-            rows = _passed(
-                kept(data, looked), wanted, lambda n, name=name: shown.show(f"Writing {name}", n, looked.rows_kept)
-            )
-            made.append((name, write(rows, folder, name, mask_history=looked.mask_history)))
-    write_info(folder, {name: written.entry for name, written in made})
+    files = _written(data, looked, folder, parts)
     _write(folder / "report.json", (json.dumps(looked.document(), ensure_ascii=False, indent=2) + "\n").encode())
-    left_out = _left_out(data, looked, folder / "dropped.jsonl")
-    files = [
-        {"name": name, "file": str(written.file), "rows": written.rows, "sha256": written.digest}
-        for name, written in made
-    ]
-    document = {"folder": str(folder), "files": files, "mask_history": looked.mask_history, "dropped": left_out}
+    left_out = _left_out(looked, folder / "dropped.jsonl")
     if told.as_json:
+        document = {"folder": str(folder), "files": files, "mask_history": looked.mask_history, "dropped": left_out}
         output.document({**document, "report": looked.document()})
         return
     _say(looked.text())
@@ -230,15 +204,42 @@ def _make(told: Asked, folder: Path, parts: Mapping[str, Callable[[Row], bool] |
         click.echo("Train it with mask_history: true, because each row is one answer to learn.")
 
 
-def _passed(rows: Iterator[Row], wanted: Callable[[Row], bool] | None, tell: Callable[[int], None]) -> Iterator[Row]:
-    for count, row in enumerate(rows, 1):
-        if count % 1000 == 0:
-            tell(count)
-        if wanted is None or wanted(row):
-            yield row
+def _may_write(source: Path, folder: Path, names: Iterable[str], force: bool) -> None:
+    for name in names:
+        target = folder / f"{name}.jsonl"
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) or name == "dropped":
+            raise InvalidRequest(f"{name!r} is no name for a data set. Use letters, digits, dashes and underscores.")
+        if target.exists() and source.exists() and target.samefile(source):
+            raise InvalidRequest(f"{target} is the file itself. Name another folder with --to.")
+        if not force and target.exists():
+            raise InvalidRequest(f"{target} is there already. Name another folder, or say --force.")
 
 
-def _left_out(data: Data, looked: Report, target: Path) -> int:
+def _written(
+    data: Data, looked: Report, folder: Path, parts: Mapping[str, Callable[[Row], bool] | None]
+) -> list[dict[str, Any]]:
+    from training.data.check import kept
+    from training.data.writing import write, write_info
+
+    entries, files = {}, []
+    for name, wanted in parts.items():
+        with bar() as shown:
+            rows = kept(data, looked, functools.partial(_tell, shown, name, data.size_bytes))
+            try:
+                made = write(filter(wanted, rows), folder, name, mask_history=looked.mask_history)
+            except OSError as exc:
+                raise InvalidRequest(f"{folder} cannot be written to: {exc.strerror or exc}.") from None
+        entries[name] = made.entry
+        files.append({"name": name, "file": str(made.file), "rows": made.rows, "sha256": made.digest})
+    write_info(folder, entries)
+    return files
+
+
+def _tell(shown: Bar, name: str, size: int, done: int) -> None:
+    shown.show(f"Writing {name}", min(done, size), size)
+
+
+def _left_out(looked: Report, target: Path) -> int:
     """Write which rows were left out and why; how many."""
     target.unlink(missing_ok=True)
     if not len(looked.dropped):

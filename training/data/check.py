@@ -15,9 +15,10 @@ from training.data import rules
 from training.data.duplicates import Exact, Near
 from training.data.finding import KINDS, Finding, found
 from training.data.languages import Languages
-from training.data.lengths import Lengths
+from training.data.lengths import Lengths, Spread
 from training.data.privacy import personal, secrets
 from training.data.reading import Data
+from training.data.records import OnBytes
 from training.data.report import Dropped, Report, Tokens
 from training.data.row import ASSISTANT, Row, content_hash, question_hash
 from training.data.tokens import TemplateRefused, Tokenizer
@@ -69,9 +70,9 @@ def check(
     return looked.report(data)
 
 
-def kept(data: Data, report: Report) -> Iterator[Row]:
+def kept(data: Data, report: Report, on_bytes: OnBytes | None = None) -> Iterator[Row]:
     """The rows of `data` that its report keeps."""
-    for item in data.rows():
+    for item in data.rows(on_bytes):
         if isinstance(item, Row) and item.number not in report.dropped:
             yield item
 
@@ -231,12 +232,16 @@ class _Look:
             digest=_digest(data.path),
             turns=self._turns,
             characters=self._characters.spread(),
-            tokens=spread
-            and Tokens(self._prompt, self._learned, spread, self._cutoff, over=self._over, lost=self._lost),
+            tokens=None
+            if spread is None
+            else Tokens(self._prompt, self._learned, spread, self._cutoff, self._over, self._lost),
             languages=self._languages.counts(),
             mask_history=bool(self._weighted),
             dropped=self._dropped,
         )
+
+    def _tokens_of(self, spread: Spread) -> Tokens:
+        return Tokens(self._prompt, self._learned, spread, self._cutoff, self._over, self._lost)
 
     def _repeated(self) -> None:
         for kind, row, first in self._exact.repeats():

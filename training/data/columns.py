@@ -46,10 +46,9 @@ def guess(names: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
     for role, known in NAMES.items():
         if role in mapping:
             continue
-        column = next((plain[_plain(name)] for name in known if _plain(name) in plain), None)
-        if column is not None:
-            mapping[role] = column
-            del plain[_plain(column)]
+        name = next((_plain(name) for name in known if _plain(name) in plain), None)
+        if name is not None:
+            mapping[role] = plain.pop(name)
     if "instruction" not in mapping and "input" in mapping and ("output" in mapping or "chosen" in mapping):
         mapping["instruction"] = mapping.pop("input")  # a lone `input` is the question
     return mapping

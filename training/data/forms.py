@@ -188,7 +188,7 @@ def _history(value: object) -> tuple[Turn, ...]:
         return ()
     if isinstance(value, str):
         value = loaded(value, "wrong_form", "`history` is text that is no JSON list.")
-    pairs = value if isinstance(value, list) else [value]
+    pairs: list[Any] = value if isinstance(value, list) else [value]
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise Fault("wrong_form", "`history` is not a list of pairs of question and answer.")
     turns = []

@@ -14,6 +14,7 @@ from training.extras import need
 
 SAMPLE = 1_000
 CHARACTERS = 600  # of each row
+FEW_LETTERS = 24
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 
 
@@ -36,13 +37,15 @@ class Languages:
             heapq.heapreplace(self._kept, item)
 
     def counts(self) -> dict[str, int]:
-        """Language (ISO 639-1) → rows of the sample, the most first; `?` for texts without letters."""
+        """Language (ISO 639-1) → rows of the sample, the most first; `?` for texts that are too short."""
         named = Counter(language(text) for _, text in self._kept)
         return dict(sorted(named.items(), key=lambda item: (-item[1], item[0])))
 
 
 def language(text: str) -> str:
-    """The language of a text; `?` where it has no letters."""
-    if not any(char.isalpha() for char in text):
+    """The language of a text; `?` where it has too few letters to tell."""
+    letters = [char for char in text if char.isalpha()]
+    if len(letters) < FEW_LETTERS and sum(char >= "\u2e80" for char in letters) < FEW_LETTERS // 4:
         return "?"
-    return str(need("py3langid").classify(text)[0])
+    named = str(need("py3langid").classify(text)[0])
+    return "?" if named == "zxx" else named  # no language at all, such as code or figures

@@ -176,7 +176,7 @@ def _named(value: object) -> str:
 def _json(file: BinaryIO, kind: Container, on_bytes: OnBytes | None) -> Iterator[Record | Finding]:
     source: BinaryIO = file
     if kind.encoding in ("utf-16", "utf-32"):
-        source = codecs.EncodedFile(file, "utf-8", kind.encoding)  # type: ignore[assignment]  # reads like a file
+        source = codecs.EncodedFile(file, "utf-8", kind.encoding)
     elif kind.bom:
         file.seek(len(codecs.BOM_UTF8))
     for piece in values(source, None if on_bytes is None else lambda: on_bytes(file.tell())):

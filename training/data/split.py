@@ -17,6 +17,11 @@ def is_held_out(row: Row, share: float, seed: int) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
+def is_side(share: float, seed: int, held_out: bool, row: Row) -> bool:
+    """Whether the row is on the side that is held out, or on the other."""
+    return is_held_out(row, share, seed) == held_out
+
+
 def split(rows: Iterable[Row], share: float, seed: int) -> Iterator[tuple[bool, Row]]:
     """(held out, row) of each row, in order."""
     for row in rows:

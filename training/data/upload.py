@@ -71,7 +71,8 @@ def _not_json(line: bytes, number: int) -> str:
         reason = str(exc)
     else:
         reason = "a number or a character that JSON does not have"
-    return f"Invalid file format. Example {number} cannot be parsed. Error: line contains invalid json: {reason} (line {number})"
+    parsed = f"Example {number} cannot be parsed. Error: line contains invalid json: {reason} (line {number})"
+    return f"Invalid file format. {parsed}"
 
 
 def _no_dictionary(line: bytes, number: int) -> str:

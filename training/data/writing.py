@@ -116,7 +116,7 @@ def _fill(rows: Iterable[Row], file: BinaryIO, weighted: bool) -> tuple[str, int
             file.write(line(each))
             count += 1
     if not count:
-        raise DataRejected("There is no row to train on.")
+        raise DataRejected("There is no row to write: none is left, or the share held out is too small for so few.")
     times.refuse()
     return kinds.pop(), count, weighted
 
@@ -182,7 +182,15 @@ def _message(turn: Turn) -> dict[str, str]:
 
 
 def write_info(folder: Path, entries: dict[str, dict[str, Any]]) -> Path:
-    """dataset_info.json, which names the files of a folder to the trainer. ASCII: it reads in the local encoding."""
+    """dataset_info.json, which names the files of a folder to the trainer; what else it names stays.
+
+    In ASCII: the trainer reads it in the local encoding.
+    """
     target = folder / "dataset_info.json"
+    try:
+        before = orjson.loads(target.read_bytes())
+    except (OSError, ValueError):
+        before = {}
+    entries = {**(before if isinstance(before, dict) else {}), **entries}
     target.write_text(json.dumps(entries, indent=2) + "\n", encoding="ascii")
     return target
