@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from adapters.errors import EngineError
+from adapters.errors import EngineError, InvalidRequest
 from adapters.http import httpx
 from adapters.names import is_engine_name
 
@@ -168,6 +168,26 @@ class EngineClient:
         EngineError: too slow or too long. EngineUnreachable.
         """
         return await self._ask("POST", "/v1/completions", asked, COMPLETE_TIMEOUT_S, MAX_COMPLETION_BYTES)
+
+    async def tokenize(self, asked: Mapping[str, Any]) -> tuple[int, ...]:
+        """The token ids that the engine makes of a conversation by its chat template. InvalidRequest, EngineError.
+
+        asked: as /tokenize takes it, with `model`, `messages`, and `tools` and `chat_template_kwargs` if there are any.
+        """
+        status, text = await self._ask("POST", "/tokenize", asked, COMPLETE_TIMEOUT_S)
+        if 400 <= status < 500 and status not in (401, 403, 404, 405):
+            raise InvalidRequest(
+                "The engine's chat template does not take this conversation. A template may want roles in turns, or "
+                "know no tools.",
+                param="messages",
+            )
+        try:
+            tokens = json.loads(text)["tokens"] if status == 200 else None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            tokens = None
+        if not isinstance(tokens, list) or not all(type(each) is int for each in tokens):
+            raise EngineError(f"Engine {self.url} answers {status} to /tokenize. Is it a vLLM server?")
+        return tuple(tokens)
 
     def _explained(self, status: int, text: str) -> str:
         lower = text.lower()

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -245,6 +246,14 @@ class Reconciler:
         ready = self._ready()
         await asyncio.gather(*(replica.probe() for replica in ready))
         return tuple(replica.url for replica in ready if engine_name in replica.listed)
+
+    async def tokenize(self, asked: Mapping[str, Any]) -> tuple[int, ...]:
+        """What an engine that is ready makes of a conversation to the base. Unavailable, InvalidRequest, EngineError."""
+        await self.probed()
+        for replica in self._ready():
+            if replica.base is not None:
+                return await replica.client.tokenize({"model": replica.base.id, **asked})
+        raise Unavailable("No engine is ready. `loragate status` says why.", retry_after_s=5)
 
     async def tick(self, url: str) -> None:
         """One turn at one engine: ask, compare with the registry, load and unload what differs. Never raises for it."""

@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
 from adapters import intake, revision, store
 from adapters.db import Database
-from adapters.errors import Conflict, EngineError, InvalidName, InvalidRequest, ServiceError
+from adapters.errors import Conflict, EngineError, InvalidName, InvalidRequest, NotFound, ServiceError
 from adapters.gateways import Alone, Gateways
 from adapters.intake import Checked
 from adapters.names import check_public_name, check_version, engine_name
@@ -68,6 +69,11 @@ class AdapterService:
         self._gateways = gateways or Alone()
         self._swap = Swap(db, shelf, reconciler, traffic or NoTraffic(), self._gateways)
         self._intake = asyncio.Lock()  # one folder at a time: it takes a core and the disk
+
+    @property
+    def base_root(self) -> str | None:
+        """What the engines were started with as their model: a folder, or a hub id. None until one has said."""
+        return self._reconciler.base.root if self._reconciler.base is not None else None
 
     async def recover(self) -> tuple[str, ...]:
         """At start: delete what a crash left in the store, mark versions without files; names of what was swept.
@@ -165,6 +171,31 @@ class AdapterService:
         if not found and before is None:
             await self._db.read(lambda conn: store.find(conn, name))
         return found, more
+
+    async def lineage(self, name: str, version: str) -> str:
+        """How a version was made, as JSON; NotFound, also where nobody said."""
+
+        def read(conn: sa.Connection) -> str | None:
+            return store.lineage(conn, store.find_version(conn, name, check_version(version)).engine_name)
+
+        found = await self._db.read(read)
+        if found is None:
+            raise NotFound(f"Nobody said how {name}@{version} was made.", param="version")
+        return found
+
+    async def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> tuple[int, ...]:
+        """The token ids of the prompt that an engine makes of a conversation. Unavailable, InvalidRequest."""
+        asked: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": True}
+        if tools:
+            asked["tools"] = list(tools)
+        if chat_template_kwargs:
+            asked["chat_template_kwargs"] = dict(chat_template_kwargs)
+        return await self._reconciler.tokenize(asked)
 
     async def promote(self, name: str, version: str, *, by: str = OPERATOR, why: str = "") -> Adapter:
         """Point `name` at `version` once every ready engine has it; the others catch up when they are back.

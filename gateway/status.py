@@ -56,6 +56,8 @@ class Status:
             "reasons": body["reasons"],
             "uptime_s": round(self._wall() - self._started, 1),
             "base": snapshot.base,
+            "base_root": self._adapters.base_root,
+            "max_lora_rank": self._settings.adapters.max_lora_rank,
             "models": len(snapshot.models),
             "keys": len(snapshot.keys),
             "in_flight": self._proxy.admission.in_flight,

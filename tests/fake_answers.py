@@ -16,6 +16,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
+from tests import fake_tokens
 from tests.fake_wire import JSON, SSE, Reply
 
 FINGERPRINT = "vllm-0.32.0-c0245e0d"
@@ -45,6 +46,7 @@ class Ask:
     max_model_len: int
     fails_after: int | None = None  # events before the engine fails while generating
     speaker: str = ""  # whose weights answer, where the engine lies about them
+    model_path: str = ""
 
     @property
     def voice(self) -> str:
@@ -371,9 +373,16 @@ def embeddings(ask: Ask) -> Reply:
 
 
 def tokenize(ask: Ask) -> Reply:
-    """/tokenize: one number per word."""
-    words = str(ask.body.get("prompt") or "").split()
-    tokens = list(range(len(words)))
-    return Reply(
-        body=dump({"count": len(words), "max_model_len": ask.max_model_len, "tokens": tokens, "token_strs": None})
-    )
+    """/tokenize: by the base's own tokenizer and chat template where `--model` is a folder with them."""
+    messages = ask.body.get("messages")
+    if messages is None:
+        tokens: list[int] | None = fake_tokens.of_text(ask.model_path, str(ask.body.get("prompt") or ""))
+    elif messages:
+        kwargs = ask.body.get("chat_template_kwargs") or {}
+        tokens = fake_tokens.of_chat(ask.model_path, messages, ask.body.get("tools"), kwargs)
+    else:
+        return problem("Cannot apply chat template to an empty conversation. Provide at least one message.")
+    if tokens is None:
+        return problem("The chat template refuses this conversation.")
+    answer = {"count": len(tokens), "max_model_len": ask.max_model_len, "tokens": tokens, "token_strs": None}
+    return Reply(body=dump(answer))

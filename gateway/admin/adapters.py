@@ -19,6 +19,7 @@ from gateway.admin import verdicts
 from gateway.admin.access import Admin, admin, may_register, reaches
 from gateway.admin.schemas import (
     NAME,
+    VERSION,
     AdapterRegister,
     AdapterSource,
     AdapterView,
@@ -46,6 +47,7 @@ from gateway.tokens import ROOT_ID
 
 # Whatever else stands in a URL is not repeated in a refusal.
 Name = Annotated[str, Path(pattern=NAME)]
+Version12 = Annotated[str, Path(pattern=VERSION, description="12 hex digits")]
 
 
 Figures = Callable[[str, Canary], dict[str, Any]]  # public name, its canary → what both arms did
@@ -74,6 +76,7 @@ class AdapterRoutes:
         router.add_api_route("/{name}", self.remove, methods=["DELETE"], dependencies=own)
         router.add_api_route("/{name}", self.limit, methods=["PATCH"], dependencies=own)
         router.add_api_route("/{name}/history", self.history, methods=["GET"], dependencies=own)
+        router.add_api_route("/{name}/versions/{version}/lineage", self.lineage, methods=["GET"], dependencies=own)
         router.add_api_route("/{name}/promote", self.promote, methods=["POST"], dependencies=own)
         router.add_api_route("/{name}/rollback", self.rollback, methods=["POST"], dependencies=own)
         router.add_api_route("/{name}/canary", self.canary, methods=["POST"], dependencies=own)
@@ -96,6 +99,7 @@ class AdapterRoutes:
                 notes=body.notes,
                 source=arrived.source,
                 checksums=arrived.checksums,
+                lineage=json.dumps(body.lineage) if body.lineage is not None else None,
                 owner=body.owner,
                 by=_by(caller),
             )
@@ -131,6 +135,10 @@ class AdapterRoutes:
         found, has_more = await self._adapters.history(name, before=paging.before, limit=paging.limit)
         events = [EventView(id=e.id, at=int(e.at), what=e.what, version=e.version, by=e.by, why=e.why) for e in found]
         return Listed[EventView](data=events, has_more=has_more)
+
+    async def lineage(self, name: Name, version: Version12) -> JSONResponse:
+        """How a version was made, as whoever registered it said."""
+        return JSONResponse(json.loads(await self._adapters.lineage(name, version)))
 
     async def remove(self, name: Name, which: Annotated[RemovedVersion, Query()], caller: Admin) -> RemovedView:
         """Remove an adapter, or one of its versions that is not live, from engines and store."""

@@ -20,6 +20,7 @@ from gateway.admin.docs import DocRoutes
 from gateway.admin.edge import Edge
 from gateway.admin.guard import Guard
 from gateway.admin.keys import KeyRoutes
+from gateway.admin.render import RenderRoutes
 from gateway.admin.status import StatusRoutes, metrics_router
 from gateway.admin.uploads import IntakeRoutes, Uploads, is_upload
 from gateway.admin.usage import UsageRoutes
@@ -55,6 +56,7 @@ def create_admin(services: AdminServices) -> FastAPI:
     app.include_router(KeyRoutes(services.keys).router())
     app.include_router(AdapterRoutes(services.adapters, services.arrivals, services.canary_figures).router())
     app.include_router(IntakeRoutes(services.arrivals).router())
+    app.include_router(RenderRoutes(services.adapters).router())
     app.include_router(UsageRoutes(services.usage).router())
     app.include_router(StatusRoutes(services.status, services.ready, services.metrics).router())
     app.include_router(DocRoutes(app).router())

@@ -5,8 +5,9 @@ Must not know services: routes turn these into grants and queries.
 
 from __future__ import annotations
 
+import json
 from datetime import date, datetime
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
@@ -152,6 +153,16 @@ class UsageView(BaseModel):
     total_tokens: int
 
 
+def _object(given: object) -> object:
+    """A form has only texts. NaN is no JSON, and could not be read back."""
+    try:
+        found = json.loads(given) if isinstance(given, str) else given
+        json.dumps(found, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise ValueError("it is not a JSON object") from None
+    return found
+
+
 VersionDigits = Annotated[str, Field(pattern=VERSION, description="12 hex digits")]
 Source = Annotated[
     str,
@@ -171,10 +182,25 @@ class AdapterRegister(Strict):
     promote: bool = Field(False, strict=True, description="answer with it at once")
     notes: str = Field("", max_length=4096)
     owner: str | None = Field(None, pattern=KEY_ID, description="of a new adapter: id of the key that may delete it")
+    lineage: Annotated[dict[str, Any] | None, BeforeValidator(_object)] = Field(
+        None, description="how a new version was made, any JSON object (as text in a form); kept with the version"
+    )
 
 
 class AdapterSource(Strict):
     source: Source
+
+
+class Rendering(Strict):
+    """A conversation, as /v1/chat/completions takes it."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1, max_length=4096)
+    tools: list[dict[str, Any]] | None = Field(None, max_length=256)
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="enable_thinking and the like")
+
+
+class RenderedView(BaseModel):
+    tokens: list[int] = Field(description="the prompt, as the base's tokenizer numbers it")
 
 
 class IntakeView(BaseModel):
