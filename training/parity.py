@@ -1,0 +1,176 @@
+"""Whether the trainer and the engine make the same tokens of the same conversation, on a few real rows.
+
+What differs there is what most complaints about a fine-tuned model that "got worse in vLLM" come down to. The
+trainer's side is a child process in its own environment; the engine's side is asked through the gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from adapters.errors import ServiceError
+from training.conversation import Conversation, for_trainer
+from training.errors import NotServable
+from training.plan import Settled
+
+ROWS = 3
+TIMEOUT_S = 300.0  # importing LLaMA-Factory takes 10 s, and minutes where the disk is cold and the machine busy
+CHILD = Path(__file__).resolve().with_name("parity_child.py")
+_KEPT = ("LANG", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH")
+
+
+class Render(Protocol):
+    """An engine's token ids of a prompt: training/gatewayclient.py's `render`."""
+
+    def __call__(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        chat_template_kwargs: Mapping[str, Any] | None,
+    ) -> Awaitable[Sequence[int]]: ...
+
+
+class ParityUnknown(ServiceError):
+    """The trainer's side could not be asked; the message says why and where more is said."""
+
+    code = "parity_unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """row: its place among those compared, from 1; at: the first token that differs; then the text around it."""
+
+    row: int
+    at: int
+    trained: str
+    served: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """rows: how many were compared; tokens: of all their prompts."""
+
+    rows: int
+    tokens: int
+    differences: tuple[Difference, ...] = ()
+    endless: int = 0  # answers that do not end as generation does
+    added: int = 0  # tokens that the template wants and the base does not have
+
+    @property
+    def sentence(self) -> str:
+        """For a person."""
+        if self.differences:
+            first = self.differences[0]
+            return (
+                f"{len(self.differences)} of {self.rows} rows are other tokens in training than in serving. The first "
+                f"differs at token {first.at}: trained on {first.trained!r}, served as {first.served!r}."
+            )
+        if self.added:
+            return f"The template needs {self.added} tokens that the base does not have."
+        if self.endless:
+            return f"{self.endless} of {self.rows} answers would be trained without their end, and never stop."
+        return f"Trainer and engine make the same {self.tokens} tokens of {self.rows} rows."
+
+    @property
+    def equal(self) -> bool:
+        return not (self.differences or self.endless or self.added)
+
+
+async def check(
+    rows: Sequence[Conversation], settled: Settled, base: Path, python: Path, render: Render, folder: Path
+) -> Parity:
+    """Compare at most ROWS of `rows`; NotServable where they differ. Writes into `folder`, an empty one of its own.
+
+    python: the training environment's. ParityUnknown where the trainer's side fails; what `render` raises passes.
+    """
+    compared = list(rows[:ROWS])
+    kwargs = settled.chat_template_kwargs or None
+    served = [list(await render(each.asked, each.tools, kwargs)) for each in compared]
+    asked = {
+        "base": str(base),
+        "settings": dict(settled.llamafactory),
+        "rows": [for_trainer(each) for each in compared],
+        "served": served,
+    }
+    found = judged(await trained(asked, python, folder))
+    if not found.equal:
+        raise NotServable(
+            f"{found.sentence} What is trained would not be what is asked. Set `template` to the one that fits the "
+            "base (docs/recipes.md lists them), or put the system message into every row with data.system.",
+            param="template",
+        )
+    return found
+
+
+def judged(answer: Mapping[str, Any]) -> Parity:
+    """What the child said."""
+    rows = answer["rows"]
+    differences = [Difference(at, **each["difference"]) for at, each in enumerate(rows, 1) if each["difference"]]
+    return Parity(
+        rows=len(rows),
+        tokens=sum(len(each["tokens"]) for each in rows),
+        differences=tuple(differences),
+        endless=sum(not each["ends"] for each in rows),
+        added=max(0, answer["added"]),
+    )
+
+
+async def trained(asked: Mapping[str, Any], python: Path, folder: Path) -> dict[str, Any]:
+    """The child's answer; ParityUnknown. The child and all that it started are ended when this is cancelled."""
+    folder.mkdir(parents=True, exist_ok=True)
+    request, answer, log = folder / "parity.json", folder / "parity.answer.json", folder / "parity.log"
+    request.write_text(json.dumps(asked, ensure_ascii=False), encoding="utf-8")
+    answer.unlink(missing_ok=True)
+    with log.open("wb") as output:
+        child = await asyncio.create_subprocess_exec(
+            *(str(python), "-I", "-X", "utf8", str(CHILD), str(request), str(answer)),
+            cwd=folder,
+            env=environment(python, folder),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            await child.wait()
+    except TimeoutError:
+        raise ParityUnknown(f"LLaMA-Factory did not answer in {TIMEOUT_S:.0f} s. {log} may say why.") from None
+    finally:
+        if child.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            await child.wait()
+    try:
+        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ParityUnknown(
+            f"LLaMA-Factory's own template code failed (exit {child.returncode}): {_last_line(log)} {log} has all of it."
+        ) from None
+    return found
+
+
+def environment(python: Path, folder: Path) -> dict[str, str]:
+    """A short allow-list, offline, on the processor."""
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    return kept | {
+        "PATH": os.pathsep.join((str(python.parent), os.environ.get("PATH", os.defpath))),
+        "HOME": str(folder),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUTF8": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1][:300] if lines else "it said nothing."
