@@ -248,7 +248,7 @@ class Reconciler:
         return tuple(replica.url for replica in ready if engine_name in replica.listed)
 
     async def tokenize(self, asked: Mapping[str, Any]) -> tuple[int, ...]:
-        """What an engine that is ready makes of a conversation to the base. Unavailable, InvalidRequest, EngineError."""
+        """What one ready engine makes of a conversation to the base. Unavailable, InvalidRequest, EngineError."""
         await self.probed()
         for replica in self._ready():
             if replica.base is not None:

@@ -90,7 +90,11 @@ class Routes:
         # vLLM takes the caller's X-Request-Id into the id, except on Responses.
         name = f"resp_{own}" if prefix == "resp" else f"{prefix}-{seen.header('x-request-id') or own}"
         speaker = self._speaker(model, weights)
-        return answer(Ask(body, model, name, int(self.clock()), self.max_model_len, fails_after, speaker, self.adapters.model_path))
+        return answer(
+            Ask(
+                body, model, name, int(self.clock()), self.max_model_len, fails_after, speaker, self.adapters.model_path
+            )
+        )
 
     def _speaker(self, model: str, weights: str) -> str:
         adapter = model not in self.adapters.bases

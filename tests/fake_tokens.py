@@ -1,4 +1,4 @@
-"""Token ids as the fake engine gives them: the real ones where `--model` is a folder with a tokenizer, else of words."""
+"""Token ids as the fake engine gives them: real ones where `--model` is a folder with a tokenizer, else of words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def of_chat(model_path: str, messages: list[Any], tools: Any, kwargs: dict[str, 
     template = Path(model_path) / "chat_template.jinja"
     if not template.is_file():
         said = [f"{each.get('role')} {each.get('content') or ''}" for each in messages]
-        return of_text(model_path, " ".join([*said, *sorted(map(str, kwargs.items())), *([str(tools)] if tools else [])]))
+        return of_text(
+            model_path, " ".join([*said, *sorted(map(str, kwargs.items())), *([str(tools)] if tools else [])])
+        )
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 

@@ -19,6 +19,7 @@ V1_UNCOUNTED = re.compile(r"upstream|connection|fields\w*")  # the client and th
 CHILD_SCRIPTS = {
     "training/demo_base.py",
     "training/demo_cast.py",
+    "training/parity_child.py",
     "gateway/local/engine_plugin/loragate_cpu_lora.py",
 }
 

@@ -33,7 +33,7 @@ class Machine:
 class DataFacts:
     """What a plan needs to know of the rows that are trained, the validation rows taken off.
 
-    kind: sft, preference or kto (training/methods.py); lengths: tokens of a row, prompt and answer (both answers of a
+    kind: sft, preference or kto (training/methods.py); lengths: tokens of a row, prompt and answer (the longer one of a
     pair), as the base counts them → how many rows have so many; dropped: rows that were refused; multi_turn: whether
     any row has more than one answer; mask_history: whether the rows were written so that only the last one counts.
     """

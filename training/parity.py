@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from adapters.errors import ServiceError
 from training.conversation import Conversation, for_trainer
@@ -125,13 +125,11 @@ def judged(answer: Mapping[str, Any]) -> Parity:
 
 async def trained(asked: Mapping[str, Any], python: Path, folder: Path) -> dict[str, Any]:
     """The child's answer; ParityUnknown. The child and all that it started are ended when this is cancelled."""
-    folder.mkdir(parents=True, exist_ok=True)
     request, answer, log = folder / "parity.json", folder / "parity.answer.json", folder / "parity.log"
-    request.write_text(json.dumps(asked, ensure_ascii=False), encoding="utf-8")
-    answer.unlink(missing_ok=True)
-    with log.open("wb") as output:
+    argv = (str(python), "-I", "-X", "utf8", str(CHILD), str(request), str(answer))
+    with _prepared(asked, request, answer, log) as output:
         child = await asyncio.create_subprocess_exec(
-            *(str(python), "-I", "-X", "utf8", str(CHILD), str(request), str(answer)),
+            *argv,
             cwd=folder,
             env=environment(python, folder),
             stdin=asyncio.subprocess.DEVNULL,
@@ -149,11 +147,23 @@ async def trained(asked: Mapping[str, Any], python: Path, folder: Path) -> dict[
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             await child.wait()
+    return _answered(answer, log, child.returncode)
+
+
+def _prepared(asked: Mapping[str, Any], request: Path, answer: Path, log: Path) -> BinaryIO:
+    """Everything that the child reads is written; its log, open."""
+    request.parent.mkdir(parents=True, exist_ok=True)
+    request.write_text(json.dumps(asked, ensure_ascii=False), encoding="utf-8")
+    answer.unlink(missing_ok=True)
+    return log.open("wb")
+
+
+def _answered(answer: Path, log: Path, code: int | None) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise ParityUnknown(
-            f"LLaMA-Factory's own template code failed (exit {child.returncode}): {_last_line(log)} {log} has all of it."
+            f"LLaMA-Factory's own template code failed (exit {code}): {_last_line(log)} {log} has all of it."
         ) from None
     return found
 

@@ -77,15 +77,15 @@ def settle(recipe: Recipe, data: DataFacts, facts: Facts) -> Settled:
     batch = choose.batch_size()
     shape = _fit(recipe, facts, batch, Shape(rank, cutoff, 1, precision, recipe.gpus))
     accumulation = max(1, round(batch / (shape.per_device * recipe.gpus)))
-    choose.note(
-        f"A step's {shape.per_device * accumulation * recipe.gpus} rows are {shape.per_device} at once"
-        f"{f' on each of {recipe.gpus} GPUs' if recipe.gpus > 1 else ''}, {accumulation} times: what fits the memory."
-    )
+    on_each = f" on each of {recipe.gpus} GPUs" if recipe.gpus > 1 else ""
+    times = "once" if accumulation == 1 else f"{accumulation} times"
+    choose.note(f"A step reads {shape.per_device} rows together{on_each}, {times}: what fits the memory.")
     per_epoch = estimate.steps_of(data.rows, shape.per_device, accumulation, recipe.gpus)
     epochs = choose.epochs(per_epoch)
     steps = recipe.training.max_steps or math.ceil(epochs * per_epoch)
     cut_rows, cut_tokens = data.cut_at(cutoff)
-    tokens = round((data.tokens - cut_tokens) * steps / per_epoch)
+    sequences = 2 if data.kind == "preference" else 1  # both answers of a pair are read, each behind the prompt
+    tokens = round(sequences * (data.tokens - cut_tokens) * steps / per_epoch)
     seconds, source = estimate.seconds(facts, steps, tokens, 0, recipe.gpus)
     choose.note(f"The time is {source}.")
     numbers = _Numbers(rank, cutoff, shape.per_device, accumulation, epochs, steps, seconds)
@@ -167,7 +167,10 @@ def _smaller(recipe: Recipe, facts: Facts) -> list[tuple[str, Recipe]]:
     if facts.hardware.gpus and facts.base.quantised is None and recipe.method.tuning != "qlora":
         tunings.append("qlora")
     return [
-        (f"method.tuning: {tuning}", recipe.model_copy(update={"method": recipe.method.model_copy(update={"tuning": tuning})}))
+        (
+            f"method.tuning: {tuning}",
+            recipe.model_copy(update={"method": recipe.method.model_copy(update={"tuning": tuning})}),
+        )
         for tuning in tunings
     ]
 
@@ -194,7 +197,11 @@ def _settings(
 ) -> dict[str, Any]:
     """LLaMA-Factory's keys; its defaults that hurt (logging and saving every 500 steps, batch 8) are all written."""
     training, steps = recipe.training, numbers.steps
-    settings: dict[str, Any] = {**STAGES[recipe.method.stage].keys, "do_train": True, **_method(recipe, choose, numbers)}
+    settings: dict[str, Any] = {
+        **STAGES[recipe.method.stage].keys,
+        "do_train": True,
+        **_method(recipe, choose, numbers),
+    }
     if chosen.name is not None:
         settings["template"] = chosen.name
     if chosen.system is not None:

@@ -34,7 +34,7 @@ class Section(BaseModel):
 
 
 class Source(Section):
-    """One file of several. weight: how often its rows are taken, as a share of all; cap: at most so many rows."""
+    """One file of several. weight: how often each of its rows is taken (0.5: half of them); cap: at most so many."""
 
     file: Annotated[str, PlainValidator(text("a path or a file's id"))]
     weight: Annotated[float, PlainValidator(number(0, 1000, above=True))] = 1.0
@@ -213,7 +213,9 @@ def _change(document: dict[str, Any], change: str) -> None:
 def _no_interpolation(value: Any, key: str) -> None:
     """LLaMA-Factory's OmegaConf would take `${…}` for a reference into its own settings, or fail on it."""
     if isinstance(value, str) and "${" in value:
-        raise RecipeInvalid(f"`{key}` holds ${{, which the trainer reads as a reference. Write the value out.", param=key)
+        raise RecipeInvalid(
+            f"`{key}` holds ${{, which the trainer reads as a reference. Write the value out.", param=key
+        )
     inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for name, each in inner:
         _no_interpolation(each, f"{key}.{name}" if key else str(name))

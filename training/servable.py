@@ -40,7 +40,9 @@ def _check_data(recipe: Recipe, data: DataFacts) -> None:
     stage = recipe.method.stage
     needed = STAGES[stage].data
     if data.rows == 0:
-        raise RecipeInvalid("No row of `data.train` can be trained on. `loragate datasets check` says why.", param="data.train")
+        raise RecipeInvalid(
+            "No row of `data.train` can be trained on. `loragate datasets check` says why.", param="data.train"
+        )
     if data.kind != needed:
         fits = " or ".join(name for name, each in STAGES.items() if each.data == data.kind)
         raise RecipeInvalid(
@@ -83,7 +85,9 @@ def _check_method(recipe: Recipe, facts: Facts) -> None:
     if method.tuning == "pissa" and recipe.deepspeed == "zero3":
         raise RecipeInvalid("`deepspeed` is zero3, where PiSSA cannot begin. Use deepspeed: zero2.", param="deepspeed")
     if method.tuning == "qlora" and recipe.deepspeed == "zero3":
-        raise RecipeInvalid("`deepspeed` is zero3, which splits no 4-bit weights. Use deepspeed: zero2.", param="deepspeed")
+        raise RecipeInvalid(
+            "`deepspeed` is zero3, which splits no 4-bit weights. Use deepspeed: zero2.", param="deepspeed"
+        )
 
 
 def _check_rank(recipe: Recipe, facts: Facts) -> None:
@@ -148,7 +152,9 @@ def _check_training(recipe: Recipe, data: DataFacts, facts: Facts) -> None:
         )
     if recipe.gpus > max(1, len(facts.hardware.gpus)):
         have = len(facts.hardware.gpus)
-        raise RecipeInvalid(f"`gpus` is {recipe.gpus}, and this machine has {have}. Use gpus: {max(1, have)}.", param="gpus")
+        raise RecipeInvalid(
+            f"`gpus` is {recipe.gpus}, and this machine has {have}. Use gpus: {max(1, have)}.", param="gpus"
+        )
     if recipe.deepspeed is not None and not facts.hardware.gpus:
         raise RecipeInvalid("`deepspeed` needs a GPU, and this machine has none. Leave it out.", param="deepspeed")
     if recipe.method.stage == "kto" and training.batch_size != "auto" and int(training.batch_size) < 2 * recipe.gpus:

@@ -21,7 +21,14 @@ ALLOWED = PATHS | {
     *("enable_thinking", "mask_history", "cutoff_len", "packing", "preprocessing_num_workers", "overwrite_cache"),
     # LoRA, QLoRA, PiSSA, freeze
     *("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_rslora", "loraplus_lr_ratio"),
-    *("pissa_init", "pissa_iter", "pissa_convert", "quantization_bit", "quantization_method", "freeze_trainable_layers"),
+    *(
+        "pissa_init",
+        "pissa_iter",
+        "pissa_convert",
+        "quantization_bit",
+        "quantization_method",
+        "freeze_trainable_layers",
+    ),
     # preferences
     *("pref_loss", "pref_beta", "simpo_gamma"),
     # steps

@@ -22,9 +22,10 @@ P = ParamSpec("P")
 class Session:
     """One run of one command."""
 
-    def __init__(self, client: AdminClient, as_json: bool) -> None:
+    def __init__(self, client: AdminClient, as_json: bool, data_dir: Path | None = None) -> None:
         self._client = client
         self.as_json = as_json
+        self.data_dir = data_dir  # as the flag says
 
     def call(
         self,
@@ -62,7 +63,7 @@ def session(command: Callable[Concatenate[Session, P], None]) -> Callable[P, Non
     def run(as_json: bool, data_dir: Path | None, admin_url: str | None, *args: P.args, **kwargs: P.kwargs) -> None:
         try:
             client = AdminClient(find(os.environ, data_dir, admin_url))
-            command(Session(client, as_json), *args, **kwargs)
+            command(Session(client, as_json, data_dir), *args, **kwargs)
         except Refused as refusal:
             if as_json:
                 output.document(refusal.document)

@@ -18,7 +18,11 @@ ASKED = [{"role": "user", "content": "Where is my order?"}]
 
 async def test_a_conversation_is_numbered_as_the_engine_would(tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
-    async with FakeVLLM(model_path=str(BASE)) as engine, running(tmp_path, [engine]) as gateway, gateway.admin() as http:
+    async with (
+        FakeVLLM(model_path=str(BASE)) as engine,
+        running(tmp_path, [engine]) as gateway,
+        gateway.admin() as http,
+    ):
         answer = await http.post(RENDER, json={"messages": ASKED, "chat_template_kwargs": {"enable_thinking": False}})
         assert answer.status_code == 200, answer.text
         status = (await http.get("/admin/v1/status")).json()
@@ -35,7 +39,7 @@ async def test_what_cannot_be_rendered_is_said(tmp_path: Path) -> None:
         for body in ({"messages": []}, {"messages": ASKED, "model": "x"}, {"messages": "hello"}):
             assert (await http.post(RENDER, json=body)).status_code == 400, body
         await engine.stop()
-        async with (await gateway.http()) as public:
+        async with await gateway.http() as public:
             assert (await public.post(RENDER, json={"messages": ASKED})).status_code == 404
         away = await http.post(RENDER, json={"messages": ASKED})
     assert away.status_code in (502, 503)
@@ -65,7 +69,7 @@ async def test_how_a_version_was_made_can_be_read_back(tmp_path: Path) -> None:
 async def test_lineage_is_a_json_object(tmp_path: Path, body: str) -> None:
     async with admin_room(tmp_path) as room:
         source = str(tiny_lora(room.home / "lora", 1))
-        text = '{"source": "%s", "name": "cs", "lineage": %s}' % (source, body)
+        text = f'{{"source": "{source}", "name": "cs", "lineage": {body}}}'
         answer = await room.root_client.post(ADAPTERS, content=text, headers={"content-type": "application/json"})
         assert answer.status_code == 400, answer.text
         assert "lineage" in answer.json()["error"]["message"]
