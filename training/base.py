@@ -81,7 +81,8 @@ def read_base(base_id: str, folder: Path) -> Base:
             "line. Move it, or put a link without them in front of it.",
             param="base",
         )
-    inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    nested = config.get("text_config")
+    inner: dict[str, Any] = nested if isinstance(nested, dict) else config
     parameters, size = _weights(folder)
     tokenizer = _table(folder / "tokenizer_config.json") or {}
     try:

@@ -63,7 +63,8 @@ def of_row(row: RowLike, system: str | None = None) -> Conversation:
 
 def for_trainer(conversation: Conversation) -> dict[str, Any]:
     """What LLaMA-Factory's converter makes of it: the system message apart, calls and results under its own roles."""
-    system, messages = "", []
+    system = ""
+    messages: list[dict[str, str]] = []
     for message in conversation.messages:
         if message["role"] in ("system", "developer") and not messages:
             system = str(message["content"])

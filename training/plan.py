@@ -147,9 +147,8 @@ def _fit(recipe: Recipe, facts: Facts, batch: int, one: Shape) -> Shape:
         return estimate.total(estimate.memory(tried, facts, shape))
 
     for per_device in range(max(most, least), least - 1, -1):
-        if share % per_device == 0 or per_device == least:
-            if needs(per_device) <= room:
-                return Shape(one.rank, one.cutoff, per_device, one.precision, recipe.gpus)
+        if (share % per_device == 0 or per_device == least) and needs(per_device) <= room:
+            return Shape(one.rank, one.cutoff, per_device, one.precision, recipe.gpus)
     where = "a GPU" if facts.hardware.gpus else "this machine"
     need = needs(least)
     for key, smaller in _smaller(recipe, facts):
@@ -291,9 +290,10 @@ def _warn(
     chosen: template.Template,
 ) -> None:
     if cut_rows:
+        most, whole = facts.base.context, data.longest + 2
+        keeps = f"training.cutoff: {min(whole, most)} would keep {'all' if whole <= most else 'more'}."
         choose.note(
-            f"{cut_rows:,} of {data.rows:,} rows are longer than the cutoff and lose {cut_tokens:,} tokens in all. "
-            f"training.cutoff: {min(data.longest + 2, facts.base.context)} would keep {'more' if data.longest > facts.base.context else 'all'}."
+            f"{cut_rows:,} of {data.rows:,} rows are longer than the cutoff and lose {cut_tokens:,} tokens. {keeps}"
         )
     if data.multi_turn and chosen.thinking is not None and not data.mask_history:
         choose.note(

@@ -13,7 +13,7 @@ import yaml
 
 from training.errors import RecipeInvalid
 
-Number = float | str  # the string is "auto"
+Number = int | float | str  # the string is "auto"
 MAX_RECIPE_CHARACTERS = 1024 * 1024
 MAX_TEXT = 64 * 1024
 
@@ -92,7 +92,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
                 line = key_node.start_mark.line + 1
                 raise yaml.constructor.ConstructorError(problem=f"line {line} has the key {str(key)[:60]} again")

@@ -57,7 +57,7 @@ def _check_outcome(recipe: Recipe) -> None:
     if not tuning.adapter and recipe.then != "keep":
         raise NotServable(
             f"`method.tuning` is {recipe.method.tuning}, which makes a whole model and no adapter: it cannot be "
-            "registered beside the base. Set `then: keep` and serve the result with --model, or use method.tuning: lora.",
+            "registered beside the base. Set `then: keep` and serve the result with --model, or method.tuning: lora.",
             param="then",
         )
 

@@ -58,21 +58,15 @@ def choose(base: Base, asked: str | None = None) -> Template:
     if text is None:
         return Template(asked or "default", "the base has no chat template of its own")
     family = next((each for each in _FAMILIES if each.mark in text), None)
-    if asked is None and family is None:
-        return Template(None, "LLaMA-Factory reads the base's own chat template")
     system = _system(base, family) if family is not None and family.before is not None else None
     said = _said(system)
     if "enable_thinking" in text and asked in (None, "qwen3"):
-        return Template(
-            "qwen3",
-            f"its chat template is Qwen 3's, trained and asked without thinking{said}",
-            system,
-            False,
-            {"enable_thinking": False},
-        )
+        reason = f"its chat template is Qwen 3's, trained and asked without thinking{said}"
+        return Template("qwen3", reason, system, False, {"enable_thinking": False})
     if asked is not None:
         return Template(asked, f"the recipe says so{said}", system)
-    assert family is not None
+    if family is None:
+        return Template(None, "LLaMA-Factory reads the base's own chat template")
     return Template(_name(family, base), f"its chat template writes {family.mark}{said}", system)
 
 

@@ -51,7 +51,7 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
             raise RecipeInvalid(f"`{key}` holds ${{, which the trainer reads as a reference. Write it out.", param=key)
         if key in PATHS and any(space.isspace() for space in str(value)):
             raise RecipeInvalid(
-                f"`{key}` is {value}, with a space, at which the trainer splits its command line. Use a folder without.",
+                f"`{key}` is {value}, with a space, at which the trainer splits its command line. Use another folder.",
                 param=key,
             )
     return dict(settings)
@@ -67,7 +67,7 @@ def written(
     valid: str | None = None,
     deepspeed: Path | None = None,
 ) -> str:
-    """The file's text: the settled settings, and where everything lies. valid: the name of a validation set there is."""
+    """The file's text: the settled settings, and where everything lies. valid: a validation set's name."""
     whole = {"model_name_or_path": str(base), "dataset_dir": str(data), "dataset": train, **settings}
     if valid is not None:
         whole["eval_dataset"] = valid
