@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Measured:
 @dataclass(slots=True)
 class _Sum:
     kind: str = "sft"
-    lengths: Counter[int] = None  # type: ignore[assignment]
+    lengths: Counter[int] = field(default_factory=Counter)
     prompt: int = 0
     answer: int = 0
     valid: int = 0
@@ -41,9 +41,6 @@ class _Sum:
     multi_turn: bool = False
     mask_history: bool = False
     size: int = 0
-
-    def __post_init__(self) -> None:
-        self.lengths = Counter()
 
 
 def measure(
@@ -53,14 +50,16 @@ def measure(
     locate: Callable[[str], Path] = Path,
     on_progress: OnProgress | None = None,
     kwargs: dict[str, Any] | None = None,
+    by_answer: bool = False,
 ) -> Measured:
     """Read all of `data`; DataRejected where it cannot be trained on, or too much of it.
 
-    base: the folder whose tokenizer counts; locate: a path or a file's id → the file; kwargs: chat_template_kwargs.
+    base: the folder whose tokenizer counts; locate: a path or a file's id → the file; kwargs: chat_template_kwargs;
+    by_answer: each answer of a conversation becomes a row that ends with it, as `write(…, mask_history=True)` does.
     """
     reading, checking = _module("reading"), _module("check")
     tokens = _module("tokens").Tokenizer.of(base, template_kwargs=kwargs or {})
-    found, samples, reports = _Sum(), list[Conversation](), []
+    found, samples, reports = _Sum(), list[Conversation](), list[dict[str, Any]]()
     validation = _opened(recipe, reading, recipe.data.validation, locate)
     for source in recipe.data.train:
         data = _opened(recipe, reading, source.file, locate)
@@ -76,12 +75,16 @@ def measure(
             )
         found.kind, found.size = data.trains, found.size + data.size_bytes
         found.dropped += report.rows_in - report.rows_kept
+        apart = data.trains == "sft" and (by_answer or report.mask_history)
         found.mask_history |= report.mask_history
         reports.append(report.document())
         for row in _taken(checking.kept(data, report), source):
-            _count(found, row, recipe, tokens, samples)
+            found.multi_turn |= sum(turn.role == "assistant" for turn in row.turns) > 1
+            for each in _module("writing").by_answer(row) if apart else (row,):
+                _count(found, each, recipe, tokens, samples)
     if validation is not None:
         found.valid = sum(1 for item in validation.rows() if hasattr(item, "turns"))
+    found.mask_history |= by_answer and found.multi_turn
     return Measured(_facts(found), tuple(samples), tuple(reports))
 
 
@@ -95,7 +98,6 @@ def _count(found: _Sum, row: Any, recipe: Recipe, tokens: Any, samples: list[Con
     prompt, answer = tokens.count(row)
     found.lengths[prompt + answer] += 1
     found.prompt, found.answer = found.prompt + prompt, found.answer + answer
-    found.multi_turn |= sum(turn.role == "assistant" for turn in row.turns) > 1
     if len(samples) < parity.ROWS:
         samples.append(of_row(row))
 

@@ -207,7 +207,7 @@ def _settings(
         settings["default_system"] = chosen.system
     if chosen.thinking is not None:
         settings["enable_thinking"] = chosen.thinking
-    if data.mask_history or (data.multi_turn and chosen.thinking is not None):
+    if data.mask_history or (data.multi_turn and chosen.by_answer):
         settings["mask_history"] = True
     settings |= {
         "cutoff_len": numbers.cutoff,
@@ -295,7 +295,7 @@ def _warn(
         choose.note(
             f"{cut_rows:,} of {data.rows:,} rows are longer than the cutoff and lose {cut_tokens:,} tokens. {keeps}"
         )
-    if data.multi_turn and chosen.thinking is not None and not data.mask_history:
+    if data.multi_turn and chosen.by_answer and not data.mask_history:
         choose.note(
             "Only the last answer of a conversation is trained (mask_history): the base's chat template shows earlier "
             "answers without their thinking, as LLaMA-Factory does only then."

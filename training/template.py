@@ -30,6 +30,14 @@ class Template:
     thinking: bool | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def by_answer(self) -> bool:
+        """Whether each answer has to be a row of its own: the chat template shows earlier answers without thinking.
+
+        LLaMA-Factory leaves their empty thinking in, except where only the last answer is trained (mask_history).
+        """
+        return self.thinking is not None
+
 
 @dataclass(frozen=True, slots=True)
 class _Family:

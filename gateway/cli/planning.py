@@ -46,8 +46,8 @@ def planned(
     """The plan's document with `parity`, a sentence. Raises what refuses it."""
     recipe = load(path, changes)
     facts = _facts(gateway, base, max_lora_rank)
-    kwargs = dict(template.choose(facts.base, recipe.template).kwargs)
-    measured = _measured(recipe, facts, kwargs)
+    chosen = template.choose(facts.base, recipe.template)
+    measured = _measured(recipe, facts, chosen)
     settled = settle(recipe, measured.facts, facts)
     said = _compared(gateway, settled, facts, measured, compare and base is None)
     return {**settled.document(), "parity": said, "data": list(measured.reports)}
@@ -72,14 +72,15 @@ def _facts(gateway: Session, base: Path | None, max_lora_rank: int | None) -> Fa
     return Facts.look(status["base"], root, max_lora_rank or int(status["max_lora_rank"]), here)
 
 
-def _measured(recipe: Recipe, facts: Facts, kwargs: dict[str, Any]) -> Measured:
+def _measured(recipe: Recipe, facts: Facts, chosen: template.Template) -> Measured:
     columns = (TextColumn("reading the data"), BarColumn(), DownloadColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("", total=None)
         return measure(
             recipe,
             facts.base.folder,
-            kwargs=kwargs,
+            kwargs=dict(chosen.kwargs),
+            by_answer=chosen.by_answer,
             on_progress=lambda done, in_all: bars.update(task, completed=done, total=in_all),
         )
 
@@ -96,9 +97,13 @@ def _compared(gateway: Session, settled: Settled, facts: Facts, measured: Measur
     async def render(
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
-        kwargs: Mapping[str, Any] | None,
+        chat_template_kwargs: Mapping[str, Any] | None,
     ) -> Sequence[int]:
-        body = {"messages": list(messages), "tools": list(tools) if tools else None, "chat_template_kwargs": kwargs}
+        body = {
+            "messages": list(messages),
+            "tools": list(tools) if tools else None,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
         answer = await asyncio.to_thread(gateway.call, "POST", "/admin/v1/render", body=body)
         return list(answer["tokens"])
 

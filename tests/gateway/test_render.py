@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,8 @@ async def test_a_conversation_is_numbered_as_the_engine_would(tmp_path: Path) ->
 
 async def test_what_cannot_be_rendered_is_said(tmp_path: Path) -> None:
     async with FakeVLLM() as engine, running(tmp_path, [engine]) as gateway, gateway.admin() as http:
-        for body in ({"messages": []}, {"messages": ASKED, "model": "x"}, {"messages": "hello"}):
+        bodies: list[dict[str, Any]] = [{"messages": []}, {"messages": ASKED, "model": "x"}, {"messages": "hello"}]
+        for body in bodies:
             assert (await http.post(RENDER, json=body)).status_code == 400, body
         await engine.stop()
         async with await gateway.http() as public:

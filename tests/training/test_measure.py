@@ -64,6 +64,17 @@ def test_a_system_message_makes_every_row_longer() -> None:
     assert spoken.samples[0].messages[0]["role"] == "system"
 
 
+@needs_data
+def test_each_answer_is_a_row_where_the_template_wants_it(tmp_path: Path) -> None:
+    said = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    file = written(tmp_path, [{"messages": [{"role": role, "content": content} for role, content in said]}] * 2)
+    whole = measure(recipe(data={"train": file}), BASE).facts
+    apart = measure(recipe(data={"train": file}), BASE, by_answer=True)
+    assert (whole.rows, whole.multi_turn, whole.mask_history) == (2, True, False)
+    assert (apart.facts.rows, apart.facts.mask_history) == (4, True)
+    assert [len(each.messages) for each in apart.samples] == [2, 4, 2]
+
+
 def written(folder: Path, rows: list[Any]) -> str:
     file = folder / "rows.jsonl"
     file.write_text("".join((each if isinstance(each, str) else json.dumps(each)) + "\n" for each in rows))

@@ -254,7 +254,7 @@ def test_several_gpus_share_the_batch(tmp_path: Path) -> None:
 
 def test_the_settings_file_is_complete_and_nothing_else(tmp_path: Path) -> None:
     settled = settle(recipe(), rows(), demo())
-    places = {"base": tmp_path / "base", "data": tmp_path / "data", "output": tmp_path / "out"}
+    places: dict[str, Any] = {"base": tmp_path / "base", "data": tmp_path / "data", "output": tmp_path / "out"}
     text = trainyaml.written(settled.llamafactory, **places, valid="valid", deepspeed=tmp_path / "ds.json")
     read = yaml.safe_load(text)
     assert read["model_name_or_path"] == str(tmp_path / "base")
