@@ -133,7 +133,8 @@ def _opened(recipe: Recipe, reading: Any, name: Any, locate: Callable[[str], Pat
         return None
     path = locate(name)
     if not path.is_file():
-        hint = "Upload it first" if FILE_ID.fullmatch(name) else "Paths count from the recipe's own folder"
+        own = FILE_ID.fullmatch(name) is None
+        hint = "Paths count from the recipe's own folder" if own else "Plan where the gateway runs, or upload it"
         raise DataRejected(f"There is no file {name}. {hint}.", param="data")
     return reading.open_data(path, columns=recipe.data.columns, form=recipe.data.form)
 

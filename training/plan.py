@@ -86,7 +86,8 @@ def settle(recipe: Recipe, data: DataFacts, facts: Facts) -> Settled:
     cut_rows, cut_tokens = data.cut_at(cutoff)
     sequences = 2 if data.kind == "preference" else 1  # both answers of a pair are read, each behind the prompt
     tokens = round(sequences * (data.tokens - cut_tokens) * steps / per_epoch)
-    seconds, source = estimate.seconds(facts, steps, tokens, 0, recipe.gpus)
+    looks = round(data.valid_rows * data.tokens / data.rows) * min(steps, 10)  # at about ten checkpoints
+    seconds, source = estimate.seconds(facts, steps, tokens, looks, recipe.gpus)
     choose.note(f"The time is {source}.")
     numbers = _Numbers(rank, cutoff, shape.per_device, accumulation, epochs, steps, seconds)
     settings = _settings(recipe, data, choose, chosen, precision, numbers)
@@ -275,6 +276,8 @@ def _validation(recipe: Recipe, data: DataFacts, every: int) -> dict[str, Any]:
     if not data.valid_rows:
         return {"eval_strategy": "no"}
     keys: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": every}
+    if recipe.method.stage == "sft":
+        keys["compute_accuracy"] = True  # of tokens: what OpenAI's checkpoints tell
     if recipe.training.early_stopping is not None:
         keys |= {"early_stopping_steps": recipe.training.early_stopping, "load_best_model_at_end": True}
     return keys

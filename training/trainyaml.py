@@ -37,7 +37,14 @@ ALLOWED = PATHS | {
     *("data_seed", "ddp_timeout"),
     # what is written when
     *("logging_steps", "logging_first_step", "save_strategy", "save_steps", "save_total_limit", "eval_strategy"),
-    *("eval_steps", "load_best_model_at_end", "early_stopping_steps", "include_num_input_tokens_seen", "plot_loss"),
+    *(
+        "eval_steps",
+        "load_best_model_at_end",
+        "early_stopping_steps",
+        "include_num_input_tokens_seen",
+        "plot_loss",
+        "compute_accuracy",
+    ),
     *("report_to", "run_name"),
 }
 

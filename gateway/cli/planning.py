@@ -27,10 +27,11 @@ from gateway.local.pins import kinds
 from gateway.local.places import Places
 from gateway.settings import data_dir
 from training import parity, template
+from training import places as training_places
 from training.facts import Facts, Gpu, Machine
 from training.measure import Measured, measure
 from training.plan import Settled, settle
-from training.recipe import Recipe, load
+from training.recipe import FILE_ID, Recipe, load
 
 DEFAULT_MAX_LORA_RANK = 16  # vLLM's own
 
@@ -47,7 +48,7 @@ def planned(
     recipe = load(path, changes)
     facts = _facts(gateway, base, max_lora_rank)
     chosen = template.choose(facts.base, recipe.template)
-    measured = _measured(recipe, facts, chosen)
+    measured = _measured(recipe, facts, chosen, data_dir(os.environ, gateway.data_dir))
     settled = settle(recipe, measured.facts, facts)
     said = _compared(gateway, settled, facts, measured, compare and base is None)
     return {**settled.document(), "parity": said, "data": list(measured.reports)}
@@ -72,13 +73,15 @@ def _facts(gateway: Session, base: Path | None, max_lora_rank: int | None) -> Fa
     return Facts.look(status["base"], root, max_lora_rank or int(status["max_lora_rank"]), here)
 
 
-def _measured(recipe: Recipe, facts: Facts, chosen: template.Template) -> Measured:
+def _measured(recipe: Recipe, facts: Facts, chosen: template.Template, data: Path) -> Measured:
+    files = training_places.Places(data).files
     columns = (TextColumn("reading the data"), BarColumn(), DownloadColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("", total=None)
         return measure(
             recipe,
             facts.base.folder,
+            locate=lambda name: files / name if FILE_ID.fullmatch(name) else Path(name),
             kwargs=dict(chosen.kwargs),
             by_answer=chosen.by_answer,
             on_progress=lambda done, in_all: bars.update(task, completed=done, total=in_all),
