@@ -30,5 +30,10 @@ class Places:
         return self.jobs / job_id
 
     @property
+    def worker_id(self) -> Path:
+        """Who the worker of this data directory is, over all its starts."""
+        return self.root / "worker.id"
+
+    @property
     def worker_lock(self) -> Path:
         return self.data / "worker.lock"

@@ -175,10 +175,29 @@ def told_last(conn: sa.Connection, job_id: str, *, before: int | None, limit: in
     return tuple(found[:limit]), len(found) > limit
 
 
+def told_steps(conn: sa.Connection, job_id: str) -> int:
+    """The last step whose figures were told; 0 for none."""
+    query = sa.select(events.c.data).where(events.c.job == job_id, events.c.kind == "metrics")
+    data = conn.execute(query.order_by(events.c.id.desc()).limit(1)).scalar_one_or_none()
+    return int(json.loads(data).get("step", 0)) if data else 0
+
+
+def told_findings(conn: sa.Connection, job_id: str) -> frozenset[str]:
+    """Which kinds of findings (training/run/findings.py) were told."""
+    query = sa.select(events.c.data).where(events.c.job == job_id, events.c.kind == "message")
+    found = (json.loads(data) for data in conn.execute(query.where(events.c.data.is_not(None))).scalars())
+    return frozenset(str(data["finding"]) for data in found if "finding" in data)
+
+
 def keep_checkpoint(conn: sa.Connection, made: Checkpoint) -> None:
     """Add a checkpoint, or say anew what is known of it."""
     conn.execute(sa.delete(checkpoints).where(checkpoints.c.job == made.job, checkpoints.c.step == made.step))
     conn.execute(sa.insert(checkpoints).values(asdict(made) | {"metrics": json.dumps(dict(made.metrics))}))
+
+
+def forget_checkpoint(conn: sa.Connection, job_id: str, step: int) -> None:
+    """It is not on disk any more."""
+    conn.execute(sa.delete(checkpoints).where(checkpoints.c.job == job_id, checkpoints.c.step == step))
 
 
 def list_checkpoints(conn: sa.Connection, job_id: str) -> tuple[Checkpoint, ...]:

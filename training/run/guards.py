@@ -1,0 +1,64 @@
+"""Room before a run is started: disk for its checkpoints, memory for its model. The figures come from the plan."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from training.run.diagnosis import smaller
+from training.run.gpu import CPU, Gpu, of
+from training.types import Problem
+
+LEAST_DISK_GB = 0.2  # where the plan says nothing: log, curve and one small checkpoint
+MARGIN = 1.05
+
+
+def refusal(folder: Path, settled: Mapping[str, Any], device: str, gpus: tuple[Gpu, ...]) -> Problem | None:
+    """Why the run must not start now, with the figures; None where there is room."""
+    return _disk(folder, _figure(settled, "disk_gb")) or _memory(settled, device, gpus)
+
+
+def _disk(folder: Path, needed: float | None) -> Problem | None:
+    need = max(needed or 0.0, LEAST_DISK_GB)
+    free = shutil.disk_usage(folder).free / 1e9
+    if free >= need:
+        return None
+    return Problem(
+        "disk_full",
+        f"This run needs {need:.1f} GB of disk for its checkpoints, and {free:.1f} GB are free in the data directory. "
+        "Free some space, or save less often, then resume or start the job again.",
+    )
+
+
+def _memory(settled: Mapping[str, Any], device: str, gpus: tuple[Gpu, ...]) -> Problem | None:
+    need = _figure(settled, "memory_gb")
+    if need is None:
+        return None
+    gpu = of(device, gpus)
+    if gpu is not None and need * MARGIN > gpu.free_gb:
+        return Problem(
+            "gpu_memory",
+            f"This run needs about {need:.1f} GB of GPU memory, and GPU {device} has {gpu.free_gb:.1f} of "
+            f"{gpu.total_gb:.1f} GB free. Stop what else runs there (an engine that serves, for one), "
+            "or choose smaller settings.",
+            try_this=smaller(settled),
+        )
+    if device == CPU:
+        free = psutil.virtual_memory().available / 1e9
+        if need > free:
+            return Problem(
+                "memory",
+                f"This run needs about {need:.1f} GB of memory, and {free:.1f} GB are free on this machine. "
+                "Stop what else runs here, or choose smaller settings.",
+                try_this=smaller(settled),
+            )
+    return None
+
+
+def _figure(settled: Mapping[str, Any], name: str) -> float | None:
+    value = settled.get(name)
+    return float(value) if isinstance(value, int | float) else None
