@@ -15,8 +15,7 @@ from typing import Any
 from training.types import Problem
 
 TAIL = 256 * 1024  # bytes of the log that are looked at
-# Lines behind a traceback that are nobody's cause: torchrun's own report about its workers, and progress bars.
-_NOISE = re.compile(
+_NOISE = re.compile(r"ChildFailedError|elastic")  # torchrun's own report about its workers is nobody's cause
     r"^\s*$|it/s\]|s/it\]|^[=\-]{5,}$|ChildFailedError|elastic|^\s*(Root Cause|time|host|rank|exitcode)"
 )
 _RAISED = re.compile(r"^(?:\[rank\d+\]: ?)?([\w.]*(?:Error|Exception|Interrupt|Warning)): ?(.*)$")
@@ -211,7 +210,8 @@ _CAUSES: tuple[tuple[re.Pattern[str], Explain], ...] = tuple(
         (r"EADDRINUSE|[Aa]ddress already in use", _port),
         (
             r"^ModuleNotFoundError: No module named '?([\w.]+)|^\S*Error: The '([^']+)' distribution was not found"
-            r"|^\S*Error: .*pip install ['`]?([\w.\-]+)|^ImportError: .*?`?([\w.\-]+)`? (?:is not installed|is required)",
+            r"|^\S*Error: .*pip install ['`]?([\w.\-]+)"
+            r"|^ImportError: .*?`?([\w.\-]+)`? (?:is not installed|is required)",
             _dependency,
         ),
         (r"The dataset is not applicable in the current training stage", _stage),

@@ -122,7 +122,7 @@ def _overfitting(losses: Sequence[tuple[int, float]], valid: Sequence[tuple[int,
         "overfitting",
         "warn",
         f"The validation loss was best at step {best_step} ({best:.3g}) and has risen to {after[-1]:.3g} since, while "
-        "the training loss has not: the run learns its rows by heart. Fewer epochs, or early stopping, would be better.",
+        "the training loss has not: the run learns its rows by heart. Fewer epochs, or early stopping, help.",
     )
 
 

@@ -104,8 +104,8 @@ def find(job_id: str, folder: Path) -> Trainer | None:
         for process in marked(job_id):
             if _leads(process.pid):  # started, and its worker was killed before that was written down
                 known = attempt or Attempt(0, "", "")
-                fresh = {"pid": process.pid, "started": start_time(process.pid), "boot": boot()}
-                found = replace(known, **fresh, over=False, stopping=False)
+                pid, began = process.pid, start_time(process.pid)
+                found = replace(known, pid=pid, started=began, boot=boot(), over=False, stopping=False)
                 write(folder, found)
                 return Trainer(found)
     return None

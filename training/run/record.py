@@ -172,7 +172,7 @@ class Record:
         store.tell(conn, job_id, self.clock(), f"Cancelled{kept}")
 
     def _end(self, conn: sa.Connection, job_id: str, state: JobState, **fields: Any) -> None:
-        ended = {"finished_at": self.clock(), "phase": None, "wish": None, "worker": None}
+        ended: dict[str, Any] = {"finished_at": self.clock(), "phase": None, "wish": None, "worker": None}
         store.change(conn, job_id, state=state, **ended, **fields)
 
     async def _patiently(self, ask: Callable[[Callable[[sa.Connection], T]], Any], work: Callable[..., T]) -> T:

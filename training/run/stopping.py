@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -47,8 +48,7 @@ async def stop(trainer: Trainer, job_id: str, output: Path, grace: Grace, *, sav
             how = "killed"
             _send(await asyncio.to_thread(tree, trainer, job_id), signal.SIGKILL)
     await sweep(job_id, grace)
-    while trainer.running():  # killed: the kernel needs a moment, longer where its disk hangs
-        await asyncio.sleep(grace.poll_s)
+    await _gone(trainer, grace, math.inf)  # killed: the kernel needs a moment, longer where its disk hangs
     return how
 
 

@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,10 @@ class Telling:
                 writes.append(lambda conn: store.change(conn, self._job.id, progress=progress))
         if writes:
             await self._record.write(lambda conn: _all(conn, writes))
-        if self._newest is not None and self._drawn != self._newest.step:
-            if last or self._is_due("picture", now, self._pace.picture_s):
-                self._drawn = self._newest.step
-                await asyncio.to_thread(self._draw)
+        fresh = self._newest is not None and self._drawn != self._newest.step
+        if fresh and (last or self._is_due("picture", now, self._pace.picture_s)):
+            self._drawn = self.step
+            await asyncio.to_thread(self._draw)
 
     def _look(self, last: bool) -> tuple[list[Point], list[Found], set[int]]:
         """Files, on a thread: new points, new whole checkpoints, checkpoints that are gone."""
@@ -202,8 +203,8 @@ class Telling:
         writes: list[Callable[[sa.Connection], Any]] = []
         for each in found:
             made = Checkpoint(self._job.id, each.step, self._record.clock(), str(each.folder), self._metrics(each))
-            writes.append(lambda conn, made=made: store.keep_checkpoint(conn, made))
-        writes += [lambda conn, step=step: store.forget_checkpoint(conn, self._job.id, step) for step in gone]
+            writes.append(partial(store.keep_checkpoint, made=made))
+        writes += [partial(store.forget_checkpoint, job_id=self._job.id, step=step) for step in gone]
         self._known = (self._known | {each.step for each in found}) - gone
         return writes
 
