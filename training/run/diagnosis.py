@@ -16,8 +16,6 @@ from training.types import Problem
 
 TAIL = 256 * 1024  # bytes of the log that are looked at
 _NOISE = re.compile(r"ChildFailedError|elastic")  # torchrun's own report about its workers is nobody's cause
-    r"^\s*$|it/s\]|s/it\]|^[=\-]{5,}$|ChildFailedError|elastic|^\s*(Root Cause|time|host|rank|exitcode)"
-)
 _RAISED = re.compile(r"^(?:\[rank\d+\]: ?)?([\w.]*(?:Error|Exception|Interrupt|Warning)): ?(.*)$")
 
 
