@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -28,7 +29,7 @@ from training.types import Job, JobEvent, JobState
 from training.worker import Rhythm, Worker, identity
 
 ROOT = Path(__file__).resolve().parents[2]
-PACE = Pace(look_s=0.02, progress_s=0.05, picture_s=1000.0)
+PACE = Pace(look_s=0.02, progress_s=0.05, picture_s=math.inf)
 GRACE = Grace(save_s=2.0, saving_s=4.0, leave_s=2.0, poll_s=0.02)
 RHYTHM = Rhythm(look_s=0.05, beat_s=0.2, again_s=0.2)
 
@@ -43,10 +44,11 @@ class Shop:
         self.db = Database.open(f"sqlite:///{data / 'loragate.db'}")
         self.jobs = JobService(self.db, clock=time.time, random_bytes=os.urandom)
         self.grace = grace
+        self.pace = PACE
 
     def worker(self, devices: Sequence[str] = ("",)) -> Worker:
         record = Record(self.db, identity(self.places, os.urandom), time.time)
-        shop = Workshop(record, FakeSteps(), self.places, PACE, self.grace, away_s=0.02, again_s=0.02)
+        shop = Workshop(record, FakeSteps(), self.places, self.pace, self.grace, away_s=0.02, again_s=0.02)
         return Worker(shop, devices, rhythm=RHYTHM)
 
     async def add(self, priority: int = 0, **fake: Any) -> Job:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -43,6 +44,7 @@ async def test_from_the_queue_to_the_result(shop: Shop) -> None:
 
 
 async def test_figures_checkpoints_and_the_picture(shop: Shop) -> None:
+    shop.pace = replace(shop.pace, picture_s=1000.0)
     job = await shop.add(max_steps=20, logging_steps=2, save_steps=5, eval_steps=10)
     await shop.work()
     figures = await shop.figures(job.id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +35,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds between two looks at the trainer, two writes of progress, two pictures, two questions to nvidia-smi."""
+    """Seconds between two looks at the trainer, two writes of progress, two questions to nvidia-smi, two pictures.
+
+    picture_s: infinite for none.
+    """
 
     look_s: float = 0.5
     progress_s: float = 1.0
@@ -123,7 +127,7 @@ class Telling:
                 writes.append(lambda conn: store.change(conn, self._job.id, progress=progress))
         if writes:
             await self._record.write(lambda conn: _all(conn, writes))
-        fresh = self._newest is not None and self._drawn != self._newest.step
+        fresh = self._newest is not None and self._drawn != self._newest.step and math.isfinite(self._pace.picture_s)
         if fresh and (last or self._is_due("picture", now, self._pace.picture_s)):
             self._drawn = self.step
             await asyncio.to_thread(self._draw)
