@@ -42,9 +42,7 @@ class FakeSteps:
         env = {"PATH": os.defpath, "PYTHONUTF8": "1"}
         return Launch(argv, env, folder, folder / "run.log", folder / "out", fake.get("planned"))
 
-    async def finish(
-        self, job: Job, folder: Path, tell: Tell, phase: Callable[[Phase], Awaitable[None]]
-    ) -> Finished:
+    async def finish(self, job: Job, folder: Path, tell: Tell, phase: Callable[[Phase], Awaitable[None]]) -> Finished:
         fake = job.recipe["fake"]
         tries = folder / "finish-tries"
         begun = int(tries.read_text()) + 1 if tries.exists() else 1
