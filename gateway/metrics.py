@@ -40,6 +40,13 @@ _CAPACITY = {
     "loragate_adapter_window_requests": "Requests for adapters in the last five minutes.",
     "loragate_adapter_window_misses": "Of those, the ones that waited for a load.",
 }
+_TRAINING = {
+    "progress_ratio": "Share of its steps that a running training job has done.",
+    "loss": "Its newest training loss.",
+    "validation_loss": "Its newest validation loss.",
+    "tokens_per_second": "Tokens that it trains on each second.",
+    "left_seconds": "Until its training ends.",
+}
 
 
 class Histogram:
@@ -174,6 +181,8 @@ class Metrics:
         self.in_flight: Callable[[], int] = lambda: 0
         self.replica_up: Callable[[], Iterable[tuple[str, bool]]] = lambda: ()
         self.adapters: Callable[[], Mapping[str, int]] = dict
+        self.training_jobs: Callable[[], Mapping[str, int]] = dict
+        self.training_runs: Callable[[], Iterable[tuple[str, Mapping[str, float]]]] = lambda: ()
         self._named: dict[str, tuple[int, int]] = {}  # model → requests at the scrape at which it last had new ones
         self._scrapes = 0
         self._registry = CollectorRegistry(auto_describe=False)
@@ -235,6 +244,20 @@ class Metrics:
             adapters.add_metric((state,), count)
         yield adapters
         yield from self.canaries.families()
+        yield from self._training()
+
+    def _training(self) -> Iterator[Metric]:
+        jobs = GaugeMetricFamily("loragate_training_jobs", "Training jobs by state.", labels=("state",))
+        for state, count in self.training_jobs().items():
+            jobs.add_metric((state,), count)
+        yield jobs
+        runs = list(self.training_runs())
+        for name, text in _TRAINING.items():
+            family = GaugeMetricFamily(f"loragate_training_{name}", text, labels=("job",))
+            for job, figures in runs:
+                if name in figures:
+                    family.add_metric((job,), figures[name])
+            yield family
 
     def _name_the_busiest(self) -> None:
         """Give the labels that are free, and those of names that are idle, to the busiest since the last scrape."""

@@ -26,6 +26,7 @@ from training.run.carrier import Carrier, Workshop
 from training.run.gpu import CPU
 from training.types import Job, JobState, Outcome
 
+CARRIED = 1000
 _log = logging.getLogger(__name__)
 
 
@@ -49,6 +50,12 @@ class Worker:
         self._runs: dict[str, tuple[Carrier, asyncio.Task[None]]] = {}
         self._checks: dict[str, tuple[Carrier, asyncio.Task[None]]] = {}
         self._not_before: dict[str, float] = {}
+        self._carried: dict[str, None] = {}
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """The jobs that it did anything for, the last CARRIED of them."""
+        return tuple(self._carried)
 
     async def run(self, ending: asyncio.Event, *, once: bool = False, stop_runs: bool = False) -> None:
         """Until `ending` is set; `once`: until nothing is left to do.
@@ -127,6 +134,9 @@ class Worker:
         carrier: Carrier,
         work: Callable[[Carrier], Coroutine[Any, Any, None]],
     ) -> None:
+        self._carried[carrier.job_id] = None
+        while len(self._carried) > CARRIED:
+            del self._carried[next(iter(self._carried))]
         where[carrier.job_id] = carrier, asyncio.create_task(work(carrier))
 
     def _reap(self) -> None:

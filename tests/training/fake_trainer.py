@@ -1,4 +1,4 @@
-"""A trainer that is a real process and writes LLaMA-Factory 0.9.5's files, without torch: `fake_trainer.py SETTINGS.json`.
+"""A trainer that is a real process and writes LLaMA-Factory 0.9.5's files, without torch: `fake_trainer.py SETTINGS`.
 
 Like the real one it stops after a step on SIGABRT with exit code 0, goes on from the highest checkpoint without
 looking, appends to its log, and refuses a broken checkpoint. Its "weights" are a chain of hashes: the same number of

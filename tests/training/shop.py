@@ -1,4 +1,4 @@
-"""A worker on a real database with the fake trainer: in this process, or as a child that can be killed (`python -m`)."""
+"""A worker on a real database with the fake trainer: in this process, or as a child to be killed (`python -m`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of a run by themselves: log, curve, estimate, checkpoints, judgement, diagnosis, findings, GPU table, room."""
+"""The parts of a run by themselves: log, curve, estimate, checkpoints, judgement, diagnosis, findings, GPUs, room."""
 
 from __future__ import annotations
 

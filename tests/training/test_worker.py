@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 
 import psutil
 import pytest
+import sqlalchemy as sa
 
 from tests.training.fake_steps import weights_after
 from tests.training.shop import Shop
+from training import store_jobs as store
 from training.run import process
 from training.types import JobState, Outcome
 
@@ -91,7 +94,7 @@ async def test_one_slot_and_priorities(shop: Shop) -> None:
     low = await shop.add(max_steps=5, priority=-1)
     high = await shop.add(max_steps=5, priority=5)
     for job in (first, low, high):
-        await shop.db.write(lambda conn, job=job: _queue(conn, job.id))
+        await shop.db.write(partial(_queue, job_id=job.id))
         (shop.places.job(job.id)).mkdir(parents=True)
     await shop.work()
     ended = [await shop.jobs.show(job.id) for job in (high, first, low)]
@@ -100,10 +103,8 @@ async def test_one_slot_and_priorities(shop: Shop) -> None:
     assert all((job.finished_at or 0) > 0 and job.state is JobState.SUCCEEDED for job in ended)
 
 
-def _queue(conn: object, job_id: str) -> None:
-    from training import store_jobs as store
-
-    store.change(conn, job_id, state=JobState.QUEUED, settled={})  # type: ignore[arg-type]
+def _queue(conn: sa.Connection, job_id: str) -> None:
+    store.change(conn, job_id, state=JobState.QUEUED, settled={})
 
 
 async def test_a_run_a_device_and_never_two_on_one(shop: Shop) -> None:

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import sqlalchemy as sa
 
 from adapters.errors import ServiceError
 from gateway.local.locks import hold
 from tests.training.fake_steps import FakeSteps, weights_after
 from tests.training.shop import Shop
+from training import store_jobs as store
 from training.run import process
 from training.types import Job, JobState, Outcome
 
@@ -38,6 +40,7 @@ async def interrupted(shop: Shop, job: Job, when: Callable[[Job], bool]) -> None
         kill(worker)
 
 
+@pytest.mark.timeout(300)
 async def test_killed_after_every_event_it_comes_to_the_same_end(shop: Shop) -> None:
     job = await shop.add(max_steps=12, logging_steps=4, save_steps=3, step_s=0.05)
     moment, kills, seen = random.Random(4), 0, 2
@@ -181,9 +184,9 @@ async def test_a_worker_that_was_stopped_for_a_while(shop: Shop, tmp_path: Path)
 
 
 def test_two_workers_in_one_data_directory_are_refused(tmp_path: Path) -> None:
-    with hold(tmp_path / "worker.lock", "{pid}"), pytest.raises(ServiceError, match=str(os.getpid())):
-        with hold(tmp_path / "worker.lock", "{pid}"):
-            pass
+    lock = tmp_path / "worker.lock"
+    with hold(lock, "{pid}"), pytest.raises(ServiceError, match=str(os.getpid())), hold(lock, "{pid}"):
+        pass
 
 
 async def test_a_broken_newest_checkpoint_is_moved_aside(shop: Shop) -> None:
@@ -262,7 +265,5 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _queued(conn: object, job_id: str, settled: object) -> None:
-    from training import store_jobs as store
-
-    store.change(conn, job_id, state=JobState.QUEUED, settled=settled)  # type: ignore[arg-type]
+def _queued(conn: sa.Connection, job_id: str, settled: object) -> None:
+    store.change(conn, job_id, state=JobState.QUEUED, settled=settled)
