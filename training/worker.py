@@ -94,7 +94,7 @@ class Worker:
         else:
             known = await asyncio.to_thread(process.read, self._shop.places.job(job.id))
             living = known is not None and await asyncio.to_thread(process.alive, known)
-            device = known.device if living and known is not None else self._free()
+            device = known.device if living and known is not None else self._room(job)
             if device is None:  # fewer devices than before
                 await self._record.queued(job.id, JobState.QUEUED, None)
             else:
@@ -118,15 +118,27 @@ class Worker:
             if job is None:
                 break
             self._begin(self._checks, Carrier(self._shop, job), Carrier.check)
-        while (device := self._free()) is not None:
+        while self._free() is not None:
             job = await self._record.take(JobState.QUEUED)
             if job is None:
                 break
+            device = self._room(job)
+            if device is None:  # it wants several, and those behind it wait until they are free
+                await self._record.queued(job.id, JobState.QUEUED, None)
+                break
             self._begin(self._runs, Carrier(self._shop, job, device), Carrier.run)
 
-    def _free(self) -> str | None:
-        used = {carrier.device for carrier, _ in self._runs.values()}
-        return next((device for device in self._devices if device not in used), None)
+    def _room(self, job: Job) -> str | None:
+        """The devices for a job, as many as its plan says (`gpus`), but not more than there are."""
+        wanted = (job.settled or {}).get("gpus")
+        return self._free(min(wanted, len(self._devices)) if isinstance(wanted, int) and wanted > 1 else 1)
+
+    def _free(self, count: int = 1) -> str | None:
+        """So many devices that nothing runs on, as CUDA_VISIBLE_DEVICES."""
+        carriers = [carrier for carrier, _ in self._runs.values() if carrier.device is not None]
+        used = {device for carrier in carriers for device in (carrier.device or "").split(",")}
+        free = [device for device in self._devices if device not in used]
+        return ",".join(free[:count]) if len(free) >= count else None
 
     def _begin(
         self,
@@ -153,9 +165,11 @@ class Worker:
         """Until something is done or the next look is due."""
         woken = asyncio.ensure_future(ending.wait())
         tasks = {task for _, task in (*self._runs.values(), *self._checks.values())}
-        await asyncio.wait({woken, *tasks}, timeout=self._rhythm.look_s, return_when=asyncio.FIRST_COMPLETED)
-        woken.cancel()
-        await asyncio.gather(woken, return_exceptions=True)
+        try:
+            await asyncio.wait({woken, *tasks}, timeout=self._rhythm.look_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            woken.cancel()
+            await asyncio.gather(woken, return_exceptions=True)
 
     async def _stop_runs(self) -> None:
         for carrier, _ in self._runs.values():

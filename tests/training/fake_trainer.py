@@ -32,6 +32,7 @@ class Fake:
         self.weights = hashlib.sha256(b"base").digest()
         self.history: list[dict[str, Any]] = []
         self.aborted = False
+        self.jit = False
         self.begun = time.time()
 
     def run(self) -> int:
@@ -42,6 +43,8 @@ class Fake:
             signal.signal(signal.SIGABRT, self._abort)
         if given.get("ignore_term"):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if given.get("jit"):  # `enable_jit_checkpoint`
+            signal.signal(signal.SIGTERM, self._save_now)
         for _ in range(given.get("children", 0)):  # in a session of their own, as torchrun's workers
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
         print(f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}", flush=True)
@@ -55,6 +58,9 @@ class Fake:
             self._wait_for_gate()
             self.step += 1
             self._train_a_step()
+            if self.jit:
+                self._save(self.out / f"checkpoint-{self.step}", final=False)
+                break
             if self.aborted or self.step == given.get("ends_early_at"):
                 break
         if given.get("dies_at_end") and self._once("end"):
@@ -107,6 +113,9 @@ class Fake:
     def _abort(self, number: int, frame: object) -> None:
         self.aborted = not self.given.get("ignore_abort", False)
 
+    def _save_now(self, number: int, frame: object) -> None:
+        self.jit = True
+
     def _once(self, what: str) -> bool:
         mark = self.out.parent / f"once-{what}"
         if mark.exists():
@@ -117,7 +126,7 @@ class Fake:
     def _wait_for_gate(self) -> None:
         """Tests let it go on: no further than the number in the file."""
         gate = self.given.get("gate")
-        while gate is not None and not self.aborted:
+        while gate is not None and not (self.aborted or self.jit):
             try:
                 if self.step < int(Path(gate).read_text() or "0"):
                     return

@@ -331,6 +331,8 @@ class TestGpu:
         assert [(each.index, each.busy) for each in gpus] == [("0", 35.0), ("1", 100.0)]
         assert gpus[0].free_gb == pytest.approx(84.8, abs=0.1)
         assert gpu.of("1", gpus) is gpus[1]
+        assert gpu.of("GPU-aaa", gpus) is gpus[0]
+        assert gpu.of("0,1", gpus) is gpus[1]  # the fullest
         assert gpu.of("", gpus) is None
 
     def test_devices(self) -> None:

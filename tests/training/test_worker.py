@@ -124,6 +124,20 @@ async def test_a_run_a_device_and_never_two_on_one(shop: Shop) -> None:
     assert [log.split("'")[1] for log in logs] == ["0", "1", "1"]
 
 
+async def test_a_run_on_several_devices_waits_until_they_are_free(shop: Shop) -> None:
+    small = await shop.add(max_steps=3, gate=shop.gate())
+    async with shop.working(("0", "1", "2")):
+        await shop.until(small.id, lambda job: job.attempts == 1)
+        large = await shop.add(max_steps=3, settled={"gpus": 3})
+        await shop.until_state(large.id, JobState.QUEUED)
+        shop.let("gate", 3)
+        await shop.until_state(large.id, JobState.SUCCEEDED)
+    began, ended = (await shop.jobs.show(large.id)).started_at, (await shop.jobs.show(small.id)).finished_at
+    assert began is not None
+    assert ended is not None
+    assert "'0,1,2'" in (shop.places.job(large.id) / "run.log").read_text()
+
+
 async def test_checks_run_beside_a_training_and_evaluations_free_the_device(shop: Shop) -> None:
     training = await shop.add(max_steps=3, gate=shop.gate(), finish_waits=shop.gate("finish"))
     async with shop.working():
@@ -202,6 +216,20 @@ async def test_pause_and_resume_to_the_same_weights(shop: Shop) -> None:
     assert done.attempts == 2
     told = [line["step"] for line in await shop.figures(job.id)]
     assert len(told) == len(set(told))  # the steps that were trained twice are told once
+
+
+async def test_a_trainer_that_can_saves_the_very_step_when_it_is_paused(shop: Shop) -> None:
+    job = await shop.add(max_steps=20, gate=shop.gate(), save_steps=5, jit=True)
+    shop.let("gate", 12)
+    async with shop.working():
+        await shop.until_step(job.id, 12)
+        await shop.jobs.pause(job.id)
+        await shop.until_state(job.id, JobState.PAUSED)
+        shop.let("gate", 100)
+        await shop.jobs.resume(job.id)
+        await shop.until_state(job.id, JobState.SUCCEEDED)
+    assert "Training goes on from step 13, on the processor" in await shop.said(job.id)
+    assert shop.weights(job.id) == weights_after(20)
 
 
 async def test_a_pause_that_is_taken_back_goes_on(shop: Shop) -> None:

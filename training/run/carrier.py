@@ -199,7 +199,9 @@ class Carrier:
     async def _stop(self, trainer: Trainer, launch: Launch, step: int | None) -> str:
         """A run that is thrown away, or has not told its first step, has nothing to save."""
         saving = self._wish is not Wish.CANCEL and step is not None
-        return await stop(trainer, self._job.id, launch.output, self._shop.grace, saving=saving)
+        to_go_on = self._wish in (Wish.PAUSE, None)
+        grace = self._shop.grace
+        return await stop(trainer, self._job.id, launch.output, grace, saving=saving, to_go_on=to_go_on)
 
     async def _whole(self, launch: Launch, code: int | None) -> bool:
         """The trainer has ended: is all done? False: it goes on from a checkpoint. Wished, TrainingFailed."""
@@ -267,8 +269,10 @@ class Carrier:
                 if self._phase is not Phase.PUTTING_LIVE:  # that is short, and half of it would be worse
                     self._obey()
                 woken = asyncio.ensure_future(self._woken.wait())
-                await asyncio.wait((task, woken), return_when=asyncio.FIRST_COMPLETED)
-                await _ended(woken)
+                try:
+                    await asyncio.wait((task, woken), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    await _ended(woken)
                 self._woken.clear()
             return task.result()
         finally:
@@ -297,12 +301,19 @@ class Carrier:
             await self._failed(exc.problem)
         except ServiceError as exc:
             await self._failed(Problem(exc.code, exc.message, exc.param))
+        except OSError as exc:
+            _log.exception("job %s cannot be carried on", self._job.id)
+            words = (
+                f"The data directory cannot be used: {exc.strerror or exc}. Free some space or mend it, and try again."
+            )
+            await self._failed(Problem("storage_failed", words))
         except Exception as exc:
             _log.exception("job %s ended in a fault of this program", self._job.id)
             words = f"A fault of this program ended the job ({type(exc).__name__}). The worker's log has the details."
             await self._failed(Problem("internal_error", words))
 
     async def _failed(self, problem: Problem) -> None:
+        await sweep(self._job.id, self._shop.grace)  # where we fail, and not the trainer, it must not go on unwatched
         partial = await asyncio.to_thread(self._left)
         await self._record.failed(self._job.id, problem, Outcome.PARTIAL if partial else Outcome.NOTHING)
 

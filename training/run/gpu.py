@@ -65,8 +65,10 @@ def devices(gpus: tuple[Gpu, ...], environ: Mapping[str, str] = os.environ) -> t
 
 
 def of(device: str, gpus: tuple[Gpu, ...]) -> Gpu | None:
-    """The GPU that a run has."""
-    return next((gpu for gpu in gpus if device and (gpu.index == device or gpu.uuid.startswith(device))), None)
+    """The GPU that a run has; of several the fullest."""
+    names = tuple(name for name in device.split(",") if name)
+    theirs = [gpu for gpu in gpus if gpu.index in names or (names and gpu.uuid.startswith(names))]
+    return min(theirs, key=lambda gpu: gpu.free_gb, default=None)
 
 
 def _number(cell: str) -> float | None:

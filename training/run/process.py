@@ -91,7 +91,12 @@ def spawn(launch: Launch, job_id: str, folder: Path, device: str, from_step: int
             start_new_session=True,
         )
     attempt = Attempt(child.pid, start_time(child.pid), boot(), device, from_step, tries, log_from)
-    write(folder, attempt)
+    try:
+        write(folder, attempt)
+    except OSError:  # it would run, and nobody would know
+        child.kill()
+        child.wait()
+        raise
     return Trainer(attempt, child)
 
 

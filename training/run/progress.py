@@ -142,9 +142,10 @@ class Rate:
 
     def left_s(self, point: Point) -> float | None:
         """Until the last step; None where nobody can say yet."""
-        if point.steps is None or self.step_s is None:
+        if point.steps is None:
             return None
-        return max(0.0, (point.steps - point.step) * self.step_s)
+        left = max(0, point.steps - point.step)
+        return left * self.step_s if self.step_s is not None else None if left else 0.0
 
 
 def point(record: Mapping[str, Any]) -> Point | None:

@@ -33,13 +33,22 @@ class Grace:
     poll_s: float = 0.1
 
 
-async def stop(trainer: Trainer, job_id: str, output: Path, grace: Grace, *, saving: bool = True) -> str:
-    """End the trainer and its tree; says how: `saved`, `ended` or `killed`. `saving` False: at once, by SIGTERM."""
+async def stop(
+    trainer: Trainer, job_id: str, output: Path, grace: Grace, *, saving: bool = True, to_go_on: bool = False
+) -> str:
+    """End the trainer and its tree; says how: `saved`, `ended` or `killed`. `saving` False: at once, by SIGTERM.
+
+    to_go_on: a checkpoint is wanted rather than a final adapter. A trainer that catches SIGTERM (its setting
+    `enable_jit_checkpoint`) writes one of this very step then; else the last one has to do.
+    """
     processes = await asyncio.to_thread(tree, trainer, job_id)
-    listeners = [process for process in processes if catches(process.pid, signal.SIGABRT)]
+    number = signal.SIGABRT
+    if to_go_on and catches(trainer.pid, signal.SIGTERM):
+        number = signal.SIGTERM
+    listeners = [process for process in processes if catches(process.pid, number)]
     how = "ended"
     if saving and listeners:
-        _send(listeners, signal.SIGABRT)
+        _send(listeners, number)
         if await _gone(trainer, grace, grace.save_s, lambda: _changing(output, grace.save_s / 3)):
             how = "saved"
     if trainer.running():
