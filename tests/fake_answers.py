@@ -13,10 +13,11 @@ import json
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from tests import fake_tokens
+from tests import fake_scores, fake_tokens
 from tests.fake_wire import JSON, SSE, Reply
 
 FINGERPRINT = "vllm-0.32.0-c0245e0d"
@@ -47,6 +48,8 @@ class Ask:
     fails_after: int | None = None  # events before the engine fails while generating
     speaker: str = ""  # whose weights answer, where the engine lies about them
     model_path: str = ""
+    says: Mapping[str, str] = field(default_factory=dict)  # what it was told to say: last user text -> answer
+    sure: float = fake_scores.PLAIN  # log-probability of every token of a prompt
 
     @property
     def voice(self) -> str:
@@ -88,7 +91,17 @@ class Draft:
         }
 
 
-def draft(said: str, prompt: str, model: str, *, limit: int | None, stop: Any, tools: list[Body], chosen: Any) -> Draft:
+def draft(
+    said: str,
+    prompt: str,
+    model: str,
+    *,
+    limit: int | None,
+    stop: Any,
+    tools: list[Body],
+    chosen: Any,
+    says: str | None = None,
+) -> Draft:
     """Decide the answer: a tool call when there are tools to call, else the text, cut by `stop` and `limit`."""
     count = len(prompt.split())
     if tools and chosen != "none":
@@ -97,7 +110,7 @@ def draft(said: str, prompt: str, model: str, *, limit: int | None, stop: Any, t
         words = re.findall(r"\s*\S+", json.dumps(_arguments(tool.get("parameters") or {})))
         # As in OpenAI's API: "tool_calls" where the model chose, "stop" where the caller named the tool.
         return Draft(words, "stop" if named else "tool_calls", None, count, tool["name"])
-    text, finish, reason = f"{model}: {said}", "stop", None
+    text, finish, reason = f"{model}: {said}" if says is None else says, "stop", None
     for mark in [stop] if isinstance(stop, str) else stop or []:
         if mark in text:
             text, reason = text[: text.index(mark)], mark
@@ -173,9 +186,9 @@ def chat(ask: Ask) -> Reply:
         return wrong
     # After a tool's result comes text, so that an agent's loop ends.
     tools = [] if messages[-1].get("role") == "tool" else [t["function"] for t in body.get("tools") or []]
-    made = draft(
-        said, prompt, ask.voice, limit=limit, stop=body.get("stop"), tools=tools, chosen=body.get("tool_choice")
-    )
+    stop, chosen = body.get("stop"), body.get("tool_choice")
+    told = ask.says.get(said)
+    made = draft(said, prompt, ask.voice, limit=limit, stop=stop, tools=tools, chosen=chosen, says=told)
     if ask.stream:
         return streamed(_chat_events(ask, made), ask.fails_after)
     return engine_failed() if ask.fails_after is not None else _chat_whole(ask, made)
@@ -211,9 +224,17 @@ def _chat_whole(ask: Ask, made: Draft) -> Reply:
     answer: Body = {"id": ask.id, "object": "chat.completion", "created": ask.created, "model": ask.model}
     answer |= {"choices": [{"index": i, **choice} for i in range(count)], "service_tier": None}
     answer |= {"system_fingerprint": FINGERPRINT, "usage": made.usage(count * len(made.words)) | details}
-    answer |= dict.fromkeys(("prompt_logprobs", "prompt_token_ids", "prompt_text"))
+    answer |= {"prompt_logprobs": None, "prompt_token_ids": _prompt_ids(ask), "prompt_text": None}
     answer |= dict.fromkeys(("kv_transfer_params", "ec_transfer_params", "metrics"))
     return Reply(body=dump(answer))
+
+
+def _prompt_ids(ask: Ask) -> list[int] | None:
+    if not ask.body.get("return_token_ids"):
+        return None
+    messages = ask.body["messages"]
+    texts = [text_of(message.get("content")) for message in messages]
+    return fake_scores.ids(fake_scores.rendered(messages, texts, ask.body))
 
 
 def _chat_deltas(ask: Ask, made: Draft) -> list[tuple[Body, list[str]]]:
@@ -317,7 +338,13 @@ def _completion_choice(ask: Ask, index: int, one: Draft) -> Body:
     echo = text_of(ask.body.get("prompt")) if ask.body.get("echo") else ""
     choice: Body = {"index": index, "text": echo + one.text, "logprobs": _completion_logprobs(ask, one.words)}
     choice |= {"finish_reason": one.finish, "stop_reason": one.stop_reason, "token_ids": None}
-    return choice | dict.fromkeys(("prompt_logprobs", "prompt_token_ids", "routed_experts"))
+    given = ask.body.get("prompt")
+    tokens = fake_scores.ids(given) if isinstance(given, str) else given
+    asked = isinstance(tokens, list) and bool(tokens) and isinstance(tokens[0], int)
+    logprobs = ask.body.get("prompt_logprobs") is not None and asked
+    choice |= {"prompt_logprobs": fake_scores.prompt_logprobs(tokens or [], ask.sure) if logprobs else None}
+    choice |= {"prompt_token_ids": tokens if asked and ask.body.get("return_token_ids") else None}
+    return choice | {"routed_experts": None}
 
 
 def _completion_events(ask: Ask, made: list[Draft], total: Body) -> list[bytes]:

@@ -12,6 +12,7 @@ from typing import Any
 from tests import fake_answers, fake_events
 from tests.fake_adapters import Adapters, missing_fields
 from tests.fake_answers import Ask, dump, problem
+from tests.fake_scores import PLAIN
 from tests.fake_slots import Loaded
 from tests.fake_wire import Reply, Seen
 
@@ -40,6 +41,8 @@ class Routes:
     shows_weights: bool = False
     asked: int = 0
     lies: dict[str | None, str] = field(default_factory=dict)
+    says: dict[str, dict[str, str]] = field(default_factory=dict)
+    sure: dict[str, float] = field(default_factory=dict)
 
     def reply(
         self,
@@ -90,11 +93,9 @@ class Routes:
         # vLLM takes the caller's X-Request-Id into the id, except on Responses.
         name = f"resp_{own}" if prefix == "resp" else f"{prefix}-{seen.header('x-request-id') or own}"
         speaker = self._speaker(model, weights)
-        return answer(
-            Ask(
-                body, model, name, int(self.clock()), self.max_model_len, fails_after, speaker, self.adapters.model_path
-            )
-        )
+        told, sure = self.says.get(model, {}), self.sure.get(model, PLAIN)
+        now, path = int(self.clock()), self.adapters.model_path
+        return answer(Ask(body, model, name, now, self.max_model_len, fails_after, speaker, path, told, sure))
 
     def _speaker(self, model: str, weights: str) -> str:
         adapter = model not in self.adapters.bases

@@ -192,6 +192,16 @@ class FakeVLLM:
         """
         return self._routes.lies
 
+    @property
+    def says(self) -> dict[str, dict[str, str]]:
+        """Engine name -> last user text -> what it answers to that in a chat."""
+        return self._routes.says
+
+    @property
+    def sure(self) -> dict[str, float]:
+        """Engine name -> log-probability of every token of a prompt."""
+        return self._routes.sure
+
     def script(
         self,
         fault: Fault,

@@ -12,7 +12,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ REPEATS = 2
 ANSWER_TIMEOUT_S = 300.0
 LOAD_TIMEOUT_S = 1800.0  # checking, copying and loading gigabytes of weights into several engines
 ANY_RANK = 512  # the gateway judges what its engine can take; here only the content's name is wanted
+OWN_KEY, OWN_KEY_S = "training", 86_400  # the name and life of the key that it makes where the admin's opens no /v1
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -57,7 +58,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a gateway is. key: of an administrator; it opens `/v1` as well."""
+    """Where a gateway is. key: of an administrator."""
 
     url: str  # of the public port, without /v1
     admin_url: str
@@ -65,7 +66,10 @@ class Address:
 
 
 class Gateway:
-    """sleep, clock: how waiting is done and time is taken."""
+    """sleep, clock: how waiting is done and time is taken; wall: unix seconds.
+
+    Where the admin's key does not open `/v1`, it makes itself a key for inference; `close` revokes that.
+    """
 
     def __init__(
         self,
@@ -74,15 +78,25 @@ class Gateway:
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.perf_counter,
+        wall: Callable[[], float] = time.time,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._http = http
         self._public = address.url.rstrip("/").removesuffix("/v1")
         self._admin = address.admin_url.rstrip("/")
-        self._headers = {"authorization": f"Bearer {address.key}"}
+        self._key = self._inference_key = address.key
+        self._own_key: str | None = None  # id of the key that it made
+        self._making_key = asyncio.Lock()
         self._sleep = sleep
         self._clock = clock
+        self._wall = wall
         self._patience_s = patience_s
+
+    async def close(self) -> None:
+        """Revoke the key that it made, if it did."""
+        if self._own_key is not None:
+            gone, self._own_key, self._inference_key = self._own_key, None, self._key
+            await self._ask_admin("DELETE", f"/admin/v1/keys/{gone}")
 
     # what there is
 
@@ -170,9 +184,24 @@ class Gateway:
         return await self._ask_admin("POST", f"{_path(name)}/{verb}", body, LOAD_TIMEOUT_S)
 
     async def _infer(self, path: str, body: Mapping[str, Any]) -> Reply:
-        answer, seconds = await self._call("POST", self._public + path, ANSWER_TIMEOUT_S, _json(body))
+        url, used = self._public + path, self._inference_key
+        try:
+            answer, seconds = await self._call("POST", url, ANSWER_TIMEOUT_S, _json(body), used)
+        except GatewayRefused as refused:
+            if refused.answered not in (401, 403) or (self._own_key is not None and used == self._inference_key):
+                raise
+            answer, seconds = await self._call("POST", url, ANSWER_TIMEOUT_S, _json(body), await self._make_key())
         document = _document(answer, self._public)
         return Reply(document, answer.headers.get("x-loragate-model") or str(document.get("model", "")), seconds)
+
+    async def _make_key(self) -> str:
+        """A key for inference, made once: it ends by itself should nobody revoke it."""
+        async with self._making_key:
+            if self._own_key is None:
+                body = {"name": OWN_KEY, "scopes": ["inference"], "expires_at": int(self._wall()) + OWN_KEY_S}
+                made = await self._ask_admin("POST", "/admin/v1/keys", body)
+                self._own_key, self._inference_key = made["id"], made["key"]
+        return self._inference_key
 
     async def _ask_admin(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, timeout_s: float = 60.0
@@ -193,14 +222,15 @@ class Gateway:
         return _document(answer, self._admin)
 
     async def _call(
-        self, method: str, url: str, timeout_s: float, content: Callable[[], Mapping[str, Any]]
+        self, method: str, url: str, timeout_s: float, content: Callable[[], Mapping[str, Any]], key: str | None = None
     ) -> tuple[httpx.Response, float]:
         """The answer and its seconds; GatewayAway, GatewayRefused. content: httpx's, made anew for every try."""
         waited, repeats = 0.0, 0
+        headers = {"authorization": f"Bearer {key or self._key}"}
         while True:
             began = self._clock()
             try:
-                answer = await self._http.request(method, url, headers=self._headers, timeout=timeout_s, **content())
+                answer = await self._http.request(method, url, headers=headers, timeout=timeout_s, **content())
             except httpx.TransportError as error:
                 raise _away(url, error) from None
             if answer.status_code < 400:
@@ -224,7 +254,12 @@ async def open_gateway(address: Address) -> AsyncIterator[Gateway]:
     """A client of its own for one gateway."""
     secure = any(url.startswith("https:") for url in (address.url, address.admin_url))
     async with open_http(ssl.create_default_context() if secure else None) as http:
-        yield Gateway(http, address)
+        gateway = Gateway(http, address)
+        try:
+            yield gateway
+        finally:
+            with suppress(GatewayAway, GatewayRefused):  # its key ends by itself
+                await gateway.close()
 
 
 def _wait(answer: httpx.Response, repeats: int) -> float | None:

@@ -56,10 +56,12 @@ def room_for(examples: Sequence[Example]) -> int:
 
 
 async def ask(gateway: Gateway, model: str, example: Example, manner: Manner) -> Answer:
-    """One answer; a refusal is its `problem`. GatewayAway."""
+    """One answer; a refusal is its `problem`. GatewayAway, and GatewayRefused where the key opens nothing."""
     try:
         reply = await gateway.chat(body_of(model, example, manner))
     except GatewayRefused as refused:
+        if refused.answered in (401, 403):  # no row of any kind would be answered
+            raise
         return Answer(problem=f"{model} was not answered: {refused.message}")
     return _read(reply, model)
 

@@ -218,13 +218,13 @@ def _kept(evaluation: Evaluation, rules: Rules) -> Finding:
         return Finding(
             "no_regression_on",
             True,
-            f"None of the {_rows(len(lines))} that must not get worse than with {who} did ({metric.title}).",
+            f"None of {_rows(len(lines))} that must not get worse than with {who} did ({metric.title}).",
         )
     named = ", ".join(map(str, worse[:10])) + (", …" if len(worse) > 10 else "")
     return Finding(
         "no_regression_on",
         False,
-        f"{len(worse)} of the {_rows(len(lines))} that must not get worse than with {who} did ({metric.title}): "
+        f"{len(worse)} of {_rows(len(lines))} that must not get worse than with {who} did ({metric.title}): "
         f"row {named}.",
     )
 
