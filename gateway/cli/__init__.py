@@ -23,6 +23,7 @@ COMMANDS = {
     "adapters": ("gateway.cli.adapters", "adapters", "Register, promote, roll back and remove LoRA adapters."),
     "datasets": ("gateway.cli.datasets", "datasets", "Check, convert, split, mix and filter training data."),
     "train": ("gateway.cli.train", "train", "Plan a training run, run it, or run it again."),
+    "eval": ("gateway.cli.eval", "eval_", "Compare a version with the base and with what is live."),
     "jobs": ("gateway.cli.jobs", "jobs", "List, watch, pause and cancel training jobs."),
     "export": ("gateway.cli.export", "export", "Take an adapter, or a merged model, out of the gateway."),
     "migrate": ("gateway.cli.migrate", "migrate", "Bring fine-tuned models over from OpenAI's service."),

@@ -31,7 +31,7 @@ def draw(evaluation: Evaluation, verdict: Verdict, path: Path) -> None:
     _changes(axes[1][1], evaluation)
     rows = len(evaluation.lines)
     said = "the gate said yes" if verdict.passed else "the gate said no"
-    figure.suptitle(f"{evaluation.models[CANDIDATE]}: {said} ({rows} held-out rows)", fontsize=14)
+    figure.suptitle(f"{evaluation.models[CANDIDATE]}: {said} ({rows} held-out rows)", fontsize=13)
     for row in axes:
         for axis in row:
             axis.spines[["top", "right"]].set_visible(False)
@@ -40,6 +40,10 @@ def draw(evaluation: Evaluation, verdict: Verdict, path: Path) -> None:
 
 def _arms(evaluation: Evaluation) -> list[str]:
     return [arm for arm in (BASE, LIVE, CANDIDATE) if arm in evaluation.models]
+
+
+def _titled(axis: Any, title: str) -> None:
+    axis.set_title(title, fontsize=10.5)
 
 
 def _scores(axis: Any, evaluation: Evaluation) -> None:
@@ -55,7 +59,7 @@ def _scores(axis: Any, evaluation: Evaluation) -> None:
     axis.set_xlim(0, 1.12)
     axis.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axis.set_xlabel("mean score (0 to 1, more is better)")
-    axis.set_title("Scores")
+    _titled(axis, "Scores")
     axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
 
 
@@ -65,14 +69,16 @@ def _differences(axis: Any, evaluation: Evaluation) -> None:
         interval, colour = each.interval, COLOURS[each.other]
         axis.plot([interval.low, interval.high], [place, place], color=colour, linewidth=3, solid_capstyle="butt")
         axis.plot([interval.mean], [place], "o", color=colour, markersize=7)
-        axis.annotate(f"{interval.mean:+.2f}", (interval.mean, place), (0, 7), textcoords="offset points", ha="center")
+        axis.annotate(
+            f"{interval.mean:+.2f}", (interval.mean, place), (0, 6), textcoords="offset points", ha="center", fontsize=8
+        )
     axis.axvline(0, color="black", linewidth=1)
-    labels = [f"{METRICS[each.metric].title}\nagainst {each.other}" for each in found]
+    labels = [f"{METRICS[each.metric].title} vs. {each.other}" for each in found]
     axis.set_yticks(range(len(found)), labels, fontsize=8)
     axis.set_ylim(len(found) - 0.4, -0.7)
     axis.set_xlim(-1.05, 1.05)
     axis.set_xlabel("candidate less the other, row by row; lines: 95 % interval")
-    axis.set_title("Differences (right of zero is better)")
+    _titled(axis, "Differences, with intervals (right of zero is better)")
 
 
 def _losses(axis: Any, evaluation: Evaluation) -> None:
@@ -82,7 +88,7 @@ def _losses(axis: Any, evaluation: Evaluation) -> None:
         groups.append(("right answers of\nheld-out rows", held))
     if isinstance(evaluation.forgetting, Forgetting):
         groups.append(("general set\n(forgetting)", dict(evaluation.forgetting.losses)))
-    axis.set_title("Loss a token (less is better)")
+    _titled(axis, "Loss a token (less is better)")
     if not groups:
         axis.text(0.5, 0.5, "not measured: the report says why", ha="center", transform=axis.transAxes)
         axis.set_axis_off()
@@ -97,7 +103,7 @@ def _losses(axis: Any, evaluation: Evaluation) -> None:
     axis.set_xlim(-0.7, len(groups) - 0.3)
     axis.set_ylim(0, max(max(losses.values()) for _, losses in groups) * 1.15 + 0.01)
     axis.set_ylabel("nats a token")
-    axis.legend(fontsize=8, frameon=False)
+    axis.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
 
 
 def _changes(axis: Any, evaluation: Evaluation) -> None:
@@ -112,11 +118,11 @@ def _changes(axis: Any, evaluation: Evaluation) -> None:
             start += count
     for colour, title in ((BETTER, "better"), (SAME, "the same"), (WORSE, "worse")):
         axis.barh([0], [0], color=colour, label=title)
-    labels = [f"{METRICS[each.metric].title}\nagainst {each.other}" for each in found]
+    labels = [f"{METRICS[each.metric].title} vs. {each.other}" for each in found]
     axis.set_yticks(range(len(found)), labels, fontsize=8)
     axis.set_ylim(len(found) - 0.4, -0.6)
     axis.set_xlim(0, max((each.interval.rows for each in found), default=1))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("rows")
-    axis.set_title("Rows of the candidate that are …")
+    _titled(axis, "Rows that got better or worse")
     axis.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)

@@ -47,8 +47,9 @@ def evaluation(made: tuple[Line, ...], **more: Any) -> Evaluation:
 def forgotten(*rises: float, base: float = 3.0) -> Forgetting:
     """rises: of the candidate, one a piece."""
     found = bootstrap(rises, seed=1)
-    losses = {CANDIDATE: base + found.mean, BASE: base}
-    return Forgetting("general.jsonl", "0" * 64, len(rises), losses, {CANDIDATE: found}, ())
+    losses = {CANDIDATE: base + found.mean, LIVE: base, BASE: base}
+    rises_of = {CANDIDATE: found, LIVE: bootstrap([0.0] * len(rises), seed=1)}
+    return Forgetting("general.jsonl", "0" * 64, len(rises), losses, rises_of, ())
 
 
 def failed(count: int) -> tuple[Skipped, ...]:
