@@ -56,7 +56,7 @@ async def evaluated(gateway: Gateway, name: str) -> Evaluation:
         await base_model(gateway),
         rows=rows(),
         guarded=rows()[:5],
-        general=load(),
+        general=few(),
         data={"file": DATA.name},
     )
     return await evaluate(gateway, asked)

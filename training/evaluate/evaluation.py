@@ -5,6 +5,7 @@ Pure: figures in, figures out. Must not know HTTP, files or gate rules.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,6 +147,11 @@ class Evaluation:
         found = [line.scores[arm][metric] for line in self.lines if metric in line.scores.get(arm, {})]
         return sum(found) / len(found) if found else None
 
+    def perplexity(self, arm: str) -> float | None:
+        """Of right answers: e to the mean loss a token."""
+        mean = self.mean(arm, "likelihood")
+        return None if mean is None else math.exp(min(-mean, 700.0))
+
     def difference(self, metric: str, other: str) -> Difference | None:
         return next((each for each in self.differences if (each.metric, each.other) == (metric, other)), None)
 
@@ -184,6 +190,7 @@ class Evaluation:
             },
             "scores": {arm: {name: mean for name in METRICS if (mean := self.mean(arm, name)) is not None}
                        for arm in arms},
+            "perplexity": {arm: value for arm in arms if (value := self.perplexity(arm)) is not None},
             "corpus": {arm: [_corpus(each) for each in found] for arm, found in self.corpus.items()},
             "differences": [each.document() for each in self.differences],
             "forgetting": forgotten.document() if isinstance(forgotten, Forgetting) else forgotten,

@@ -55,13 +55,11 @@ def _text(evaluation: Evaluation, rules: Rules, verdict: Verdict) -> Iterator[st
     yield "Means over the compared rows, from 0 to 1; log-likelihood in nats a token (nearer to 0 is better)."
     yield ""
     scored = [name for name in METRICS if evaluation.mean(CANDIDATE, name) is not None]
-    yield from _table(
-        ["", *(METRICS[name].title for name in scored)],
-        [
-            [f"{arm} `{evaluation.models[arm]}`", *(_figure(evaluation.mean(arm, name)) for name in scored)]
-            for arm in arms
-        ],
-    )
+    rows = []
+    for arm in arms:
+        means = [_figure(evaluation.mean(arm, name)) for name in scored]
+        rows.append([f"{arm} `{evaluation.models[arm]}`", *means, _figure(evaluation.perplexity(arm))])
+    yield from _table(["", *(METRICS[name].title for name in scored), "Perplexity"], rows)
     yield from ("", f"## Differences, row by row, with {CONFIDENCE:.0%} intervals", "")
     yield from _table(
         ["Metric", "Candidate less", "Mean", "From", "To", "Rows", "Better", "Same", "Worse"],
