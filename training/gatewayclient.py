@@ -122,17 +122,21 @@ class Gateway:
         *,
         notes: str = "",
         lineage: Mapping[str, Any] | None = None,
+        owner: str | None = None,
         upload: bool | None = None,
     ) -> str:
         """Store `folder` as a version of `name`; its 12 digits. The same content is the same version. AdapterRejected.
 
-        upload: send the files along; None: where the gateway is on another machine.
+        owner: id of the key that may delete a new adapter; upload: send the files along; None: where the gateway is on
+        another machine.
         """
         here = _absolute(folder)
         version = (await asyncio.to_thread(intake.check, here, None, ANY_RANK)).version
         fields: dict[str, Any] = {"name": name, "notes": notes}
         if lineage is not None:
             fields["lineage"] = lineage
+        if owner is not None:
+            fields["owner"] = owner
         if upload if upload is not None else not is_loopback(urlsplit(self._admin).hostname):
             made = await self._send(here, fields)
         else:

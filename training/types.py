@@ -51,6 +51,7 @@ class Outcome(StrEnum):
     CANARY = "canary"
     REGISTERED = "registered"  # a version that only `name@version` asks for: nobody wanted more
     REJECTED = "rejected"  # the same, because the evaluation gate said no
+    KEPT = "kept"  # in the job's folder: the recipe asked for no more, or it is a model of its own
     PARTIAL = "partial"  # stopped early or cancelled; in the job's folder only
     NOTHING = "nothing"
 
