@@ -6,6 +6,7 @@ Must not know files or reports.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from array import array
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from training.extras import need
 
 PERMUTATIONS = 64
 BANDS = (10, 6)  # bands and rows of each: finds 99 of 100 pairs that are 85 % alike
-MOST_CHARACTERS = 4_000  # of a row, for its shingles
+MOST_CHARACTERS = 2_000  # of a row, for its shingles
 FEWEST_SHINGLES = 8  # what is shorter is like everything
+_BETWEEN_WORDS = re.compile(r"[\W_]+")
 _WIDE = 0x2E80  # from here on: Chinese, Japanese, Korean
 
 
@@ -85,7 +87,7 @@ class Near:
     def sign(self, row: Row) -> Any:
         """The row's MinHash; None for one that is too short to be like another."""
         hashes = shingles(_text(row))
-        if len(hashes) < FEWEST_SHINGLES:
+        if len(set(hashes[: 4 * FEWEST_SHINGLES])) < FEWEST_SHINGLES:
             return None
         made = self._new(
             num_perm=PERMUTATIONS,
@@ -106,16 +108,17 @@ class Near:
         self.kept += 1
 
     def like(self, row: Row, signed: Any, *, other_question: bool = True) -> int | None:
-        """The first kept row that is like this one; other_question: and does not ask the very same."""
+        """The first kept row that is like this one; other_question: None where one of them asks the very same."""
         if signed is None:
             return None
         question = question_hash(row)
-        for number in sorted(self._lsh.query(signed)):
-            hashes, asked = self._hashes[number]
-            alike = float((hashes == signed.hashvalues).mean())
-            if alike >= self._threshold and not (other_question and asked == question):
-                return int(number)
-        return None
+        near = [number for number in sorted(self._lsh.query(signed)) if self._alike(number, signed)]
+        if other_question and any(self._hashes[number][1] == question for number in near):
+            return None  # it repeats that row, or contradicts it
+        return near[0] if near else None
+
+    def _alike(self, number: int, signed: Any) -> bool:
+        return float((self._hashes[number][0] == signed.hashvalues).mean()) >= self._threshold
 
 
 def _text(row: Row) -> str:
@@ -125,9 +128,8 @@ def _text(row: Row) -> str:
 def shingles(text: str) -> list[int]:
     """32-bit hashes of all runs of characters: 5 long, 2 where the text is mostly Chinese, Japanese or Korean."""
     numpy = need("numpy")
-    plain = unicodedata.normalize("NFKC", text[:MOST_CHARACTERS]).casefold()
-    words = "".join(char if char.isalnum() else " " for char in plain).split()
-    codes = numpy.frombuffer(" ".join(words).encode("utf-32-le", "replace"), dtype=numpy.uint32).astype(numpy.uint64)
+    plain = _BETWEEN_WORDS.sub(" ", unicodedata.normalize("NFKC", text[:MOST_CHARACTERS]).casefold()).strip()
+    codes = numpy.frombuffer(plain.encode("utf-32-le", "replace"), dtype=numpy.uint32).astype(numpy.uint64)
     width = 2 if (codes >= _WIDE).sum() * 3 > len(codes) else 5
     count = len(codes) - width + 1
     if count < 1:
@@ -136,4 +138,4 @@ def shingles(text: str) -> list[int]:
     for place in range(width):
         hashes = hashes * numpy.uint64(0x100000001B3) ^ codes[place : place + count]
     hashes = (hashes ^ (hashes >> numpy.uint64(29))) * numpy.uint64(0xBF58476D1CE4E5B9) >> numpy.uint64(32)
-    return [int(value) for value in numpy.unique(hashes).tolist()]
+    return list(hashes.tolist())

@@ -12,7 +12,7 @@ from collections import Counter
 from training.data.row import Row, content_hash
 from training.extras import need
 
-SAMPLE = 1_000
+SAMPLE = 500
 CHARACTERS = 600  # of each row
 FEW_LETTERS = 24
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)

@@ -35,17 +35,36 @@ _ASSIGNED = re.compile(
     r"(?i)\b(?:api[_-]?key|secret[_-]?key|client[_-]?secret|access[_-]?token|auth[_-]?token|password|passwd)\b"
     r"[\"']?\s{0,3}[:=]\s{0,3}[\"']?(?P<value>[A-Za-z0-9_\-+/=.!@#$%^&*]{8,128})"
 )
-_HINTS = re.compile(
-    r"(?i)-----BEGIN|\bsk-|AKIA|ASIA|gh[pousr]_|github_pat|glpat|xox|AIza|hf_|[rs]k_(?:live|test)|npm_|lg-|eyJ|bearer|://"
+# One of these is in every secret above: `in` is much faster than all those patterns, and most texts have none.
+_HINTS = (
+    *(
+        "-----begin",
+        "sk-",
+        "akia",
+        "asia",
+        "ghp_",
+        "gho_",
+        "ghu_",
+        "ghs_",
+        "ghr_",
+        "github_pat",
+        "glpat",
+        "xox",
+        "aiza",
+    ),
+    *("hf_", "k_live", "k_test", "npm_", "lg-", "eyj", "bearer", "://"),
 )
-_EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")
+_DIGIT = re.compile(r"[0-9]")
+_EMAIL = re.compile(
+    r"(?<![A-Za-z0-9_.+-])[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])"
+)
 _NOBODY = re.compile(r"(?i)@(?:[\w-]+\.)*(?:example\.(?:com|org|net)|example|test|invalid|localhost)$")
 _CARD = re.compile(r"(?<![\d.-])\d(?:[ -]?\d){12,18}(?![\d-])")
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}\b")
 _PHONE = re.compile(
-    r"(?<![\w.+/-])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){2,4}"  # +49 30 1234567
+    r"(?<![A-Za-z0-9_.+/-])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){2,4}"  # +49 30 1234567
     r"|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}[.-]\d{3}[.-]\d{4}"  # (415) 555-2671
-    r"|1[3-9]\d{9})(?![\w-])"  # a Chinese mobile number
+    r"|1[3-9]\d{9})(?![A-Za-z0-9_-])"  # a Chinese mobile number
 )
 _CHINESE_ID = re.compile(r"(?<!\d)[1-9]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?!\w)")
 _SSN = re.compile(r"(?<![\d-])(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\d-])")
@@ -54,7 +73,8 @@ _SSN = re.compile(r"(?<![\d-])(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?
 def secrets(text: str) -> list[str]:
     """What of it looks like a secret: `an AWS access key`, each once."""
     found: list[str] = []
-    if _HINTS.search(text):
+    lowered = text.lower()
+    if any(hint in lowered for hint in _HINTS):
         found += [name for name, pattern in _SECRETS if pattern.search(text)]
     if "=" in text or ":" in text:
         values = (match["value"] for match in _ASSIGNED.finditer(text))
@@ -68,7 +88,7 @@ def personal(text: str) -> list[str]:
     found = []
     if "@" in text and any(not _NOBODY.search(match.group()) for match in _EMAIL.finditer(text)):
         found.append("an e-mail address")
-    if not any(char.isdigit() for char in text):
+    if _DIGIT.search(text) is None:
         return found
     if any(is_card(match.group()) for match in _CARD.finditer(text)):
         found.append("a card number")
@@ -86,7 +106,7 @@ def personal(text: str) -> list[str]:
 def is_card(text: str) -> bool:
     """13 to 19 digits of a card issuer that pass the Luhn check."""
     digits = [int(char) for char in text if char.isascii() and char.isdigit()]
-    if not 13 <= len(digits) <= 19 or digits[0] not in (2, 3, 4, 5, 6) or len(set(digits)) < 3:
+    if not 13 <= len(digits) <= 19 or digits[0] not in (2, 3, 4, 5, 6) or len(set(digits)) < 2:
         return False
     doubled = (digit * 2 - 9 * (digit > 4) for digit in digits[-2::-2])
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0

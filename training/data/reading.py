@@ -6,6 +6,7 @@ The door to containers (records.py) and forms (forms.py). Bounded memory, whatev
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -66,11 +67,12 @@ def open_data(path: Path, *, columns: Mapping[str, str] | None = None, form: str
     kind = container(path)
     good: list[Record] = []
     bad: Finding | None = None
-    for record in islice(records(path, kind), HEAD_RECORDS):
-        if isinstance(record, Record):
-            good.append(record)
-        elif bad is None:
-            bad = record
+    with closing(records(path, kind)) as head:
+        for record in islice(head, HEAD_RECORDS):
+            if isinstance(record, Record):
+                good.append(record)
+            elif bad is None:
+                bad = record
     names = csv_header(path, kind) if kind.name == "csv" else list(dict.fromkeys(n for r in good for n in r.value))
     if not good:
         if bad is not None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -105,7 +106,7 @@ def _delimiter(text: str) -> str:
     return max(DELIMITERS, key=lambda mark: (header.count(mark), -DELIMITERS.index(mark)))
 
 
-def records(path: Path, kind: Container, on_bytes: OnBytes | None = None) -> Iterator[Record | Finding]:
+def records(path: Path, kind: Container, on_bytes: OnBytes | None = None) -> Generator[Record | Finding, None, None]:
     """Every record of `path`, or what is wrong with it, in the file's order."""
     if kind.name == "parquet":
         yield from _parquet(path, on_bytes)
@@ -150,12 +151,22 @@ def _raw_lines(file: BinaryIO, kind: Container) -> Iterator[bytes | str]:
             else:
                 yield line
         return
-    text = io.TextIOWrapper(file, encoding=kind.encoding)
+    with _decoded(file, kind.encoding) as text:
+        try:
+            while line_text := text.readline(MAX_RECORD):
+                yield line_text.encode()
+        except UnicodeError:
+            yield "cut"
+
+
+@contextmanager
+def _decoded(file: BinaryIO, encoding: str, errors: str = "strict") -> Iterator[io.TextIOWrapper]:
+    """The file as text, with its line ends as they are."""
+    text = io.TextIOWrapper(file, encoding=encoding, errors=errors, newline="")
     try:
-        while line_text := text.readline(MAX_RECORD):
-            yield line_text.encode()
-    except UnicodeError:
-        yield "cut"
+        yield text
+    finally:
+        text.detach()  # whoever opened the file closes it
 
 
 def _parsed(number: int, line: bytes, where: str = "") -> Record | Finding:
@@ -188,31 +199,29 @@ def _json(file: BinaryIO, kind: Container, on_bytes: OnBytes | None) -> Iterator
 
 def _csv(file: BinaryIO, kind: Container, on_bytes: OnBytes | None) -> Iterator[Record | Finding]:
     csv.field_size_limit(MAX_RECORD)
-    text = io.TextIOWrapper(file, encoding=kind.encoding, errors="surrogateescape", newline="")
-    reader = csv.reader(_bounded(text), delimiter=kind.delimiter, strict=True)
-    header: list[str] | None = None
-    told = 0
-    while True:
-        number = reader.line_num + 1
-        if on_bytes is not None and (at := file.tell()) - told >= TELL_EVERY:
-            told = at
-            on_bytes(at)
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except (csv.Error, UnicodeError) as exc:
-            whole = "end of data" in str(exc) or "limit" in str(exc) or isinstance(exc, UnicodeError)
-            yield _bad_csv(str(exc), number, whole)
-            if whole:
+    with _decoded(file, kind.encoding, "surrogateescape") as text:
+        reader = csv.reader(_bounded(text), delimiter=kind.delimiter, strict=True)
+        header: list[str] | None = None
+        told = 0
+        while True:
+            number = reader.line_num + 1
+            if on_bytes is not None and (at := file.tell()) - told >= TELL_EVERY:
+                told = at
+                on_bytes(at)
+            try:
+                fields = next(reader)
+            except StopIteration:
                 return
-            continue
-        if not any(fields):
-            continue
-        if header is None:
-            header = [name.strip() for name in fields]
-        else:
-            yield _fields(header, fields, number)
+            except (csv.Error, UnicodeError) as exc:
+                whole = "end of data" in str(exc) or "limit" in str(exc) or isinstance(exc, UnicodeError)
+                yield _bad_csv(str(exc), number, whole)
+                if whole:
+                    return
+                continue
+            if header is None and any(fields):
+                header = [name.strip() for name in fields]
+            elif header is not None and any(fields):
+                yield _fields(header, fields, number)
 
 
 def _bounded(text: io.TextIOWrapper) -> Iterator[str]:
@@ -245,8 +254,7 @@ def _fields(header: list[str], fields: list[str], number: int) -> Record | Findi
 def csv_header(path: Path, kind: Container) -> list[str]:
     """The names of the columns. DataRejected where two are the same."""
     csv.field_size_limit(MAX_RECORD)
-    with path.open("rb") as file:
-        text = io.TextIOWrapper(file, encoding=kind.encoding, errors="replace", newline="")
+    with path.open("rb") as file, _decoded(file, kind.encoding, "replace") as text:
         try:
             rows = csv.reader(_bounded(text), delimiter=kind.delimiter)
             header = [name.strip() for name in next((row for row in rows if any(row)), [])]

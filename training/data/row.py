@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
 ROLES = (SYSTEM, USER, ASSISTANT, TOOL)
 
@@ -101,5 +103,4 @@ def _plain(turn: Turn) -> list[Any]:
 
 
 def _digest(value: object, size: int = 8) -> bytes:
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=size).digest()
+    return hashlib.blake2b(orjson.dumps(value), digest_size=size).digest()

@@ -109,7 +109,16 @@ class Tokenizer:
         texts = [prompt, self.render(row.turns, row.tools), row.turns[-1].content]
         if row.rejected is not None:
             return [*texts, self.render((*row.turns[:-1], row.rejected), row.tools)]
-        return texts + [turn.content + (turn.calls or "") for turn in _earlier(row)]
+        for place, turn in enumerate(row.turns[:-1]):
+            if turn.role == ASSISTANT and turn.trained:
+                texts.append(turn.content if turn.calls is None else self._called(row, place))
+        return texts
+
+    def _called(self, row: Row, place: int) -> str:
+        """What the template makes of a turn that calls tools, its end included."""
+        before = self.render(row.turns[:place], row.tools, ask=True)
+        after = self.render(row.turns[: place + 1], row.tools)
+        return after.removeprefix(before) if after.startswith(before) else row.turns[place].content
 
 
 def _earlier(row: Row) -> list[Turn]:
@@ -122,8 +131,8 @@ def _counts(row: Row, lengths: Sequence[int]) -> tuple[int, int]:
     if row.rejected is not None:
         return prompt, max(last, more[0] - prompt)
     end = last - content  # what ends an answer
-    learned = (last if row.turns[-1].trained else 0) + sum(more) + end * len(more)
-    learned = min(learned, whole)
+    ended = sum(turn.calls is None for turn in _earlier(row))
+    learned = (last if row.turns[-1].trained else 0) + sum(more) + end * ended
     return max(whole, prompt + last) - learned, learned
 
 
