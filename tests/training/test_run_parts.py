@@ -352,6 +352,9 @@ class TestGpu:
         disk = guards.refusal(tmp_path, {"disk_gb": 1e9}, "", ())
         assert disk is not None
         assert disk.code == "disk_full"
+        with (tmp_path / "checkpoint").open("wb") as written:  # what is written already need not be free again
+            written.truncate(3 * 10**9)
+        assert guards.refusal(tmp_path, {"disk_gb": 3.1}, "", ()) is None
         memory = guards.refusal(tmp_path, {"memory_gb": 1e9}, "", ())
         assert memory is not None
         assert memory.code == "memory"

@@ -23,7 +23,7 @@ def refusal(folder: Path, settled: Mapping[str, Any], device: str, gpus: tuple[G
 
 
 def _disk(folder: Path, needed: float | None) -> Problem | None:
-    need = max(needed or 0.0, LEAST_DISK_GB)
+    need = max((needed or 0.0) - _taken_gb(folder), LEAST_DISK_GB)  # of what it still has to write
     free = shutil.disk_usage(folder).free / 1e9
     if free >= need:
         return None
@@ -32,6 +32,11 @@ def _disk(folder: Path, needed: float | None) -> Problem | None:
         f"This run needs {need:.1f} GB of disk for its checkpoints, and {free:.1f} GB are free in the data directory. "
         "Free some space, or save less often, then resume or start the job again.",
     )
+
+
+def _taken_gb(folder: Path) -> float:
+    """What earlier starts of the run have written."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e9
 
 
 def _memory(settled: Mapping[str, Any], device: str, gpus: tuple[Gpu, ...]) -> Problem | None:
