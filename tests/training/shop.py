@@ -37,11 +37,12 @@ RHYTHM = Rhythm(look_s=0.05, beat_s=0.2, again_s=0.2)
 class Shop:
     """The jobs of one data directory, and workers for them."""
 
-    def __init__(self, data: Path, grace: Grace = GRACE) -> None:
+    def __init__(self, data: Path, grace: Grace = GRACE, url: str | None = None) -> None:
         self.places = Places(data)
-        if not (data / "loragate.db").exists():
+        data.mkdir(parents=True, exist_ok=True)
+        if url is None and not (data / "loragate.db").exists():
             databases.sqlite(data / "loragate.db")
-        self.db = Database.open(f"sqlite:///{data / 'loragate.db'}")
+        self.db = Database.open(url or f"sqlite:///{data / 'loragate.db'}")
         self.jobs = JobService(self.db, clock=time.time, random_bytes=os.urandom)
         self.grace = grace
         self.pace = PACE
