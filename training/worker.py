@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from training.places import Places
 from training.run import process
 from training.run.carrier import Carrier, Workshop
 from training.run.gpu import CPU
+from training.run.record import forget_checkpoints
 from training.types import Job, JobState, Outcome
 
 CARRIED = 1000
@@ -193,6 +195,7 @@ class Worker:
 
         for folder in await self._record.read(cancelled):
             await asyncio.to_thread(shutil.rmtree, folder / "out", ignore_errors=True)
+            await self._record.write(partial(forget_checkpoints, job_id=folder.name))
 
 
 def _thrown(conn: sa.Connection, job_id: str) -> bool:

@@ -67,6 +67,8 @@ class Fake:
             os.kill(os.getpid(), signal.SIGKILL)
         self._log({"epoch": self._epoch()})
         self._save(self.out, final=True)
+        if given.get("no_adapter"):
+            (self.out / "adapter_model.safetensors").unlink()
         print("Training completed.", flush=True)
         return int(given.get("code", 0))
 

@@ -69,6 +69,13 @@ async def test_no_training_environment(shop: Shop) -> None:
     assert done.error.message == "There is no training environment. `loragate doctor` says more."
 
 
+async def test_all_steps_and_no_adapter(shop: Shop) -> None:
+    done = await ended(shop, max_steps=5, no_adapter=True)
+    assert done.error is not None
+    assert (done.state, done.error.code) == (JobState.FAILED, "no_adapter")
+    assert done.error.message.startswith("The trainer did all its steps, but adapter_model.safetensors is missing.")
+
+
 async def test_no_room_on_the_disk(shop: Shop) -> None:
     done = await ended(shop, settled={"disk_gb": 1e9})
     assert done.error is not None

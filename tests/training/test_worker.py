@@ -160,6 +160,7 @@ async def test_cancel_throws_away(shop: Shop) -> None:
         done = await shop.until_state(job.id, JobState.CANCELLED)
     assert done.outcome is Outcome.NOTHING
     assert not (shop.places.job(job.id) / "out").exists()
+    assert await shop.jobs.checkpoints(job.id) == ()
     assert left_over(job.id) == []
 
 
@@ -304,3 +305,4 @@ async def test_what_was_cancelled_while_no_worker_ran_is_thrown_away(shop: Shop)
     assert (shop.places.job(job.id) / "out").exists()
     await shop.work()
     assert not (shop.places.job(job.id) / "out").exists()
+    assert await shop.jobs.checkpoints(job.id) == ()

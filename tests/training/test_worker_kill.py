@@ -165,6 +165,22 @@ async def test_a_worker_that_is_to_stop_its_runs_puts_them_back(shop: Shop) -> N
     assert "Training goes on from step 6, on the processor" in await shop.said(job.id)
 
 
+async def test_a_database_that_is_taken_away_ends_the_worker_and_not_its_run(shop: Shop) -> None:
+    job = await shop.add(max_steps=20, gate=shop.gate())
+    shop.let("gate", 6)
+    worker = shop.child()
+    await shop.until_step(job.id, 6)
+    database, aside = shop.places.data / "loragate.db", shop.places.data / "aside.db"
+    database.rename(aside)
+    assert await asyncio.to_thread(worker.wait, 30) == 1
+    aside.rename(database)
+    assert psutil.pid_exists(shop.starts(job.id)[0])
+    shop.let("gate", 100)
+    await shop.work()
+    assert (await shop.jobs.show(job.id)).state is JobState.SUCCEEDED
+    assert len(shop.starts(job.id)) == 1
+
+
 async def test_a_worker_that_was_stopped_for_a_while(shop: Shop, tmp_path: Path) -> None:
     job = await shop.add(max_steps=20, gate=shop.gate())
     shop.let("gate", 6)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from adapters.errors import ServiceError, Unavailable
+from adapters.errors import DatabaseUnusable, ServiceError, Unavailable
 from training.errors import TrainingFailed
 from training.places import Places
 from training.run import gpu, guards, process
@@ -30,6 +30,7 @@ from training.types import Job, JobState, Outcome, Phase, Problem, Wish
 
 T = TypeVar("T")
 TRIES = 3  # starts of the trainer from one and the same step
+LONGEST_STEP_S = 600.0  # a trainer that was asked to stop finishes its step: so much longer is waited at most
 _log = logging.getLogger(__name__)
 
 
@@ -139,7 +140,7 @@ class Carrier:
                 code = await self._watch(await self._start(launch, attempt), launch)
             else:  # it ended while nobody watched
                 await sweep(self._job.id, self._shop.grace)
-                await (await self._telling(launch, attempt)).last()
+                await self._told((await self._telling(launch, attempt)).last())
             if await self._whole(launch, code):
                 return
 
@@ -180,11 +181,11 @@ class Carrier:
                 if stopping is None and (self._wish is not None or self._requeue):
                     trainer.attempt = replace(trainer.attempt, stopping=True)
                     await asyncio.to_thread(process.write, self._folder, trainer.attempt)
-                    stopping = asyncio.create_task(self._stop(trainer, launch, telling.step))
+                    stopping = asyncio.create_task(self._stop(trainer, launch, telling))
                 elif stopping is not None and stopping.done():  # it could not be ended: once more
                     _log.warning("the trainer of %s runs on after: %s", self._job.id, stopping)
                     stopping = None
-                await telling.turn()
+                await self._told(telling.turn())
                 await self._pause(self._shop.pace.look_s)
         except BaseException:
             trainer.leave()
@@ -193,14 +194,25 @@ class Carrier:
             if stopping is not None:
                 await asyncio.gather(_ended(stopping), return_exceptions=True)
         await sweep(self._job.id, self._shop.grace)
-        await telling.last()
+        await self._told(telling.last())
         return trainer.code
 
-    async def _stop(self, trainer: Trainer, launch: Launch, step: int | None) -> str:
-        """A run that is thrown away, or has not told its first step, has nothing to save."""
-        saving = self._wish is not Wish.CANCEL and step is not None
+    async def _told(self, words: Coroutine[Any, Any, None]) -> None:
+        """A run is not ended by a fault in what is said about it."""
+        try:
+            await words
+        except DatabaseUnusable:
+            raise
+        except Exception:
+            _log.exception("what job %s does cannot be told", self._job.id)
+
+    async def _stop(self, trainer: Trainer, launch: Launch, telling: Telling) -> str:
+        """A run that is thrown away has nothing to save, nor has one to go on that has not told its first step."""
         to_go_on = self._wish in (Wish.PAUSE, None)
-        grace = self._shop.grace
+        saving = self._wish is Wish.CANCEL_AND_KEEP or (to_go_on and telling.step is not None)
+        given = self._shop.grace
+        patient = max(given.save_s, min(2 * (telling.step_s or 0.0), LONGEST_STEP_S))
+        grace = replace(given, save_s=patient, saving_s=max(given.saving_s, patient))
         return await stop(trainer, self._job.id, launch.output, grace, saving=saving, to_go_on=to_go_on)
 
     async def _whole(self, launch: Launch, code: int | None) -> bool:
@@ -225,8 +237,11 @@ class Carrier:
     async def _explained(self, launch: Launch, code: int | None, attempt: Attempt | None, output: Output) -> None:
         """TrainingFailed where the same again would end the same way; else it is said, and tried again."""
         if output.ended and code in (0, None):
-            words = f"{(output.wrong or '').capitalize()}, and nobody here asked for it. What was trained is kept."
-            raise TrainingFailed(Problem("stopped_early", words))
+            if output.step != output.steps:
+                words = f"Training stopped at step {output.step} of {output.steps}, and nobody here asked for it."
+                raise TrainingFailed(Problem("stopped_early", f"{words} What was trained is kept."))
+            words = f"The trainer did all its steps, but {output.wrong}. Its log, run.log, may say why."
+            raise TrainingFailed(Problem("no_adapter", words))
         found = await self._diagnosed(launch, code, attempt)
         if found.sure:
             raise TrainingFailed(found.problem)
@@ -299,6 +314,8 @@ class Carrier:
             await self._obeyed(wished.wish, back)
         except TrainingFailed as exc:
             await self._failed(exc.problem)
+        except DatabaseUnusable:
+            raise  # nothing can be written about the job; its trainer goes on, and is found again
         except ServiceError as exc:
             await self._failed(Problem(exc.code, exc.message, exc.param))
         except OSError as exc:
@@ -333,7 +350,9 @@ class Carrier:
             await self._record.queued(self._job.id, back, words)
 
     async def _where(self) -> str:
-        found, _ = await asyncio.to_thread(newest_whole, self._output, self._folder / "broken")
+        found, said = await asyncio.to_thread(newest_whole, self._output, self._folder / "broken")
+        for sentence in said:
+            await self._tell(sentence, level="warn")
         if found is not None:
             return f"Paused: it will go on from the checkpoint of step {found.step}"
         return "Paused: there is no checkpoint yet, so it will begin anew" if self._left() else "Paused"

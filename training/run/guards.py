@@ -53,7 +53,7 @@ def _memory(settled: Mapping[str, Any], device: str, gpus: tuple[Gpu, ...]) -> P
             try_this=smaller(settled),
         )
     if device == CPU:
-        free = psutil.virtual_memory().available / 1e9
+        free = _free_memory_gb()
         if need > free:
             return Problem(
                 "memory",
@@ -62,6 +62,19 @@ def _memory(settled: Mapping[str, Any], device: str, gpus: tuple[Gpu, ...]) -> P
                 try_this=smaller(settled),
             )
     return None
+
+
+def _free_memory_gb() -> float:
+    """Of this machine, or of what a container may take."""
+    free = float(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, taken = (float((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        free = min(free, limit - taken + float(stat.get("inactive_file", 0)))  # cached files make way
+    except (OSError, ValueError):  # no such limit (`max`), or not that kind of machine
+        pass
+    return free / 1e9
 
 
 def _figure(settled: Mapping[str, Any], name: str) -> float | None:

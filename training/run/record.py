@@ -168,6 +168,8 @@ class Record:
 
     def _cancelled(self, conn: sa.Connection, job_id: str, outcome: Outcome) -> None:
         self._end(conn, job_id, JobState.CANCELLED, outcome=outcome)
+        if outcome is Outcome.NOTHING:
+            forget_checkpoints(conn, job_id)
         kept = ": what was trained so far is kept in the job's folder" if outcome is Outcome.PARTIAL else ""
         store.tell(conn, job_id, self.clock(), f"Cancelled{kept}")
 
@@ -186,3 +188,9 @@ class Record:
                     _log.warning("the database is not to be had, trying again: %s", exc.message)
                 await asyncio.sleep(PATIENCE_S[min(tries, len(PATIENCE_S) - 1)])
                 tries += 1
+
+
+def forget_checkpoints(conn: sa.Connection, job_id: str) -> None:
+    """None is on disk any more."""
+    for checkpoint in store.list_checkpoints(conn, job_id):
+        store.forget_checkpoint(conn, job_id, checkpoint.step)

@@ -100,6 +100,11 @@ class Telling:
         """The last step that was seen."""
         return self._newest.step if self._newest is not None else None
 
+    @property
+    def step_s(self) -> float | None:
+        """Seconds a step."""
+        return self._rate.step_s
+
     async def turn(self) -> None:
         """Read what is new, and say it."""
         await self._turn(last=False)
