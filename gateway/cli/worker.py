@@ -35,9 +35,8 @@ STEPS = "training.pipeline:open_steps"  # called with (data_dir, db, admin_url)
 def worker(config: Path | None, data_dir: Path | None, once: bool, stop_runs: bool, as_json: bool, steps: str) -> None:
     """Run the worker that carries out training jobs, until SIGTERM or Ctrl-C.
 
-    One worker for each data directory, on the gateway's machine or another that shares the directory. It takes one
-    run at a time for each GPU, or one on the processor, and checks the next job's data beside it. What it leaves
-    running when it ends is found again at its next start.
+    One worker for each data directory. It takes one run at a time for each GPU, or one on the processor, and checks
+    the next job's data beside it. What it leaves running when it ends is found again at its next start.
 
     \b
     loragate worker
