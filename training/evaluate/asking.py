@@ -14,6 +14,7 @@ from training.evaluate.example import Example, canonical
 from training.gatewayclient import Gateway, GatewayRefused, Reply
 
 SHORTEST, LONGEST = 64, 1024
+HOPELESS = frozenset({401, 403, 404})  # the key opens nothing, or there is no such model: no row would be answered
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -56,11 +57,11 @@ def room_for(examples: Sequence[Example]) -> int:
 
 
 async def ask(gateway: Gateway, model: str, example: Example, manner: Manner) -> Answer:
-    """One answer; a refusal is its `problem`. GatewayAway, and GatewayRefused where the key opens nothing."""
+    """One answer; a refusal is its `problem`. GatewayAway, and GatewayRefused where no row would be answered."""
     try:
         reply = await gateway.chat(body_of(model, example, manner))
     except GatewayRefused as refused:
-        if refused.answered in (401, 403):  # no row of any kind would be answered
+        if refused.answered in HOPELESS:
             raise
         return Answer(problem=f"{model} was not answered: {refused.message}")
     return _read(reply, model)

@@ -22,20 +22,25 @@ WIDTH_IN, HEIGHT_IN, DPI = 12.0, 8.5, 110
 
 def draw(evaluation: Evaluation, verdict: Verdict, path: Path) -> None:
     """Write the picture to `path` as PNG. ExtraMissing."""
-    figure = need("matplotlib.figure").Figure(figsize=(WIDTH_IN, HEIGHT_IN), dpi=DPI, layout="constrained")
-    need("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 2)
+    figure(evaluation, verdict).savefig(path, format="png")
+
+
+def figure(evaluation: Evaluation, verdict: Verdict) -> Any:
+    """A matplotlib Figure, which belongs to no window and to no global state. ExtraMissing."""
+    made = need("matplotlib.figure").Figure(figsize=(WIDTH_IN, HEIGHT_IN), dpi=DPI, layout="constrained")
+    need("matplotlib.backends.backend_agg").FigureCanvasAgg(made)
+    axes = made.subplots(2, 2)
     _scores(axes[0][0], evaluation)
     _differences(axes[0][1], evaluation)
     _losses(axes[1][0], evaluation)
     _changes(axes[1][1], evaluation)
     rows = len(evaluation.lines)
     said = "the gate said yes" if verdict.passed else "the gate said no"
-    figure.suptitle(f"{evaluation.models[CANDIDATE]}: {said} ({rows} held-out rows)", fontsize=13)
+    made.suptitle(f"{evaluation.models[CANDIDATE]}: {said} ({rows} held-out rows)", fontsize=13)
     for row in axes:
         for axis in row:
             axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, format="png")
+    return made
 
 
 def _arms(evaluation: Evaluation) -> list[str]:

@@ -160,6 +160,7 @@ def _how(evaluation: Evaluation) -> Iterator[str]:
     yield f"- Asked: `{json.dumps(about.get('asked'))}`"
     yield f"- Intervals: `{json.dumps(about.get('interval'))}`"
     yield f"- Engines, as they call themselves: {', '.join(about.get('engines', ())) or 'they do not say'}"
+    yield f"- Gateway and its engines: `{json.dumps(about.get('gateway'))}`"
     yield f"- Judge: {_plain(str(about.get('judge') or 'none'))}"
     yield f"- Versions: `{json.dumps(about.get('versions'))}`"
     yield "- Exact match is after Unicode's NFKC and with white space collapsed; case and punctuation count."

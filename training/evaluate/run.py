@@ -67,7 +67,8 @@ class Ask:
 async def evaluate(
     gateway: Gateway, asked: Ask, *, judge: Judge | None = None, on_progress: OnProgress = unseen
 ) -> Evaluation:
-    """Everything that is known of the candidate afterwards. GatewayAway, ExtraMissing."""
+    """Everything that is known of the candidate afterwards. GatewayAway, GatewayRefused, ExtraMissing."""
+    status = await gateway.status()
     drawn = sample(asked.rows, most=asked.max_rows, seed=asked.seed)
     guards = sample(asked.guarded, most=10**9, seed=asked.seed) if asked.guarded is not None else None
     both = [*drawn.examples, *(guards.examples if guards is not None else ())]
@@ -108,7 +109,7 @@ async def evaluate(
         guarded_failed=kept_failed,
         forgetting=forgotten,
         notes=tuple(notes),
-        about=_about(asked, drawn, manner, lines, judge),
+        about={**_about(asked, drawn, manner, lines, judge), "gateway": _gateway(status)},
     )
 
 
@@ -185,6 +186,12 @@ def _about(asked: Ask, drawn: Sample, manner: Manner, lines: tuple[Line, ...], j
         "judge": judge.model if judge is not None else None,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
     }
+
+
+def _gateway(status: Mapping[str, Any]) -> dict[str, Any]:
+    """Whose answers these are: the gateway's version, and the engines that it had."""
+    engines = [{"url": each.get("url"), "model": each.get("model")} for each in status.get("replicas", ())]
+    return {"version": status.get("version"), "base": status.get("base"), "engines": engines}
 
 
 def _version(package: str) -> str | None:

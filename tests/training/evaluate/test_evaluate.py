@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from training.errors import GatewayAway
 from training.evaluate.evaluation import BASE, CANDIDATE, LIVE, Evaluation
 from training.evaluate.forgetting import Forgetting
 from training.evaluate.gate import Rules, gate
-from training.evaluate.general import load
+from training.evaluate.general import General, load
 from training.evaluate.run import Ask, base_model, evaluate, live_version
+from training.gatewayclient import GatewayRefused
 
 ROWS = [
     Row(at, (Turn("system", "Be short."), Turn("user", f"Question {at}?"), Turn("assistant", f"The answer is {at}.")))
@@ -123,6 +125,36 @@ async def test_an_answer_that_fails_takes_its_row_out_for_all_arms(up: World) ->
     assert (len(found.lines), len(found.failed)) == (11, 2)
     assert all(model in each.reason for each in found.failed)
     assert [f.rule for f in gate(found, Rules("exact")).findings if not f.passed] == ["answered"]
+
+
+async def test_a_version_that_is_not_there_ends_it(up: World) -> None:
+    with pytest.raises(GatewayRefused, match="does not exist"):
+        await evaluated(up, "0123456789ab")
+
+
+async def test_what_has_no_likelihood_is_told(up: World) -> None:
+    version = await trained(up, 1, RIGHT)
+    calls = (Turn("user", "Weather?"), Turn("assistant", "", calls='[{"name": "weather", "arguments": {}}]'))
+    short = General("mine.jsonl", "0" * 64, ("Word", "Two words"))
+    found = await evaluated(up, version, rows=[*ROWS, Row(99, calls)], general=short)
+    assert found.notes == (
+        "The likelihood of 1 of 13 rows is not known: its answer is a tool call, which the template writes in its own "
+        "way.",
+    )
+    assert isinstance(found.forgetting, Forgetting)
+    assert (found.forgetting.pieces, found.forgetting.skipped) == (1, ("piece 1: it is too short",))
+    none = await evaluated(up, version, general=General("mine.jsonl", "0" * 64, ("Word",)))
+    assert none.forgetting == "it is too short"
+
+
+async def test_a_right_tool_call_is_an_exact_match(up: World) -> None:
+    version = await up.version("shop", 1)
+    schema = {"type": "object", "properties": {"city": {"type": "string", "enum": ["Berlin"]}}}
+    tools = json.dumps([{"type": "function", "function": {"name": "weather", "parameters": schema}}])
+    call = json.dumps([{"name": "weather", "arguments": {"city": "Berlin"}}])
+    rows = [Row(1, (Turn("user", "Weather in Berlin?"), Turn("assistant", "", calls=call)), tools=tools)]
+    found = await evaluated(up, version, rows=rows)
+    assert found.mean(CANDIDATE, "exact") == 1.0
 
 
 async def test_a_gateway_that_goes_away_ends_it(up: World) -> None:

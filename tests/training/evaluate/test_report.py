@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.evaluate.figures import evaluation, failed, forgotten, lines
-from training.evaluate import report
+from training.evaluate import picture, report
 from training.evaluate.asking import Answer
 from training.evaluate.evaluation import BASE, CANDIDATE, LIVE, Evaluation
 from training.evaluate.example import Skipped
@@ -102,3 +102,13 @@ def test_a_summary_has_no_rows() -> None:
     summary = made().summary()
     assert "lines" not in summary
     assert "Question" not in json.dumps(summary)
+
+
+def test_the_pictures_axes_are_honest() -> None:
+    found = made()
+    scores, differences, losses, rows = picture.figure(found, gate(found, RULES)).axes
+    assert scores.get_xlim()[0] == losses.get_ylim()[0] == rows.get_xlim()[0] == 0
+    assert scores.get_xlim()[1] > 1, "all of the scale, however low the scores are"
+    assert sum(differences.get_xlim()) == pytest.approx(0)
+    assert all(axis.get_title() and axis.get_xlabel() for axis in (scores, differences, rows))
+    assert losses.get_ylabel() == "nats a token"
