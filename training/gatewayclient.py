@@ -28,6 +28,7 @@ ADAPTERS = "/admin/v1/adapters"
 PATIENCE_S = 300.0  # of waiting that the gateway itself asked for, per call: an adapter may have to be loaded
 BUSY = frozenset({429, 503})  # it says when to come back
 FLEETING = frozenset({502, 504})  # an engine failed: once more may meet another one
+DROPPED = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)  # it was there a moment ago
 REPEATS = 2
 ANSWER_TIMEOUT_S = 300.0
 LOAD_TIMEOUT_S = 1800.0  # checking, copying and loading gigabytes of weights into several engines
@@ -236,7 +237,11 @@ class Gateway:
             try:
                 answer = await self._http.request(method, url, headers=headers, timeout=timeout_s, **content())
             except httpx.TransportError as error:
-                raise _away(url, error) from None
+                if not isinstance(error, DROPPED) or repeats >= REPEATS:
+                    raise _away(url, error) from None
+                await self._sleep(1.0)  # every call may be made twice: the same content is the same version
+                repeats += 1
+                continue
             if answer.status_code < 400:
                 return answer, self._clock() - began
             wait = _wait(answer, repeats)

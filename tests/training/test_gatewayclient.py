@@ -182,6 +182,31 @@ async def test_an_engine_that_fails_three_times_has_failed() -> None:
     assert (waits, asked) == ([1, 1], [3])
 
 
+@pytest.mark.parametrize(("drops", "answered"), [(1, True), (2, True), (3, False)])
+async def test_a_connection_that_breaks_is_tried_again(drops: int, answered: bool) -> None:
+    waits: list[float] = []
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        if peer.number < drops:
+            peer.reset()
+        else:
+            await peer.send(FINE)
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async with ScriptedServer(play) as server, open_http() as http:
+        url = f"http://127.0.0.1:{server.port}"
+        gateway = Gateway(http, Address(url, url, "key"), sleep=sleep)
+        if answered:
+            assert await gateway.status() == {"base": "demo-base"}
+        else:
+            with pytest.raises(GatewayAway, match="does not answer"):
+                await gateway.status()
+    assert waits == [1] * min(drops, 2)
+
+
 async def test_something_else_that_answers_is_no_gateway() -> None:
     async with answering(said(200, body=b"<html>")) as (gateway, _, _asked):
         with pytest.raises(GatewayRefused, match="is not a loragate gateway"):
