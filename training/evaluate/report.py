@@ -148,9 +148,9 @@ def _how(evaluation: Evaluation) -> Iterator[str]:
     about = evaluation.about
     yield from ("", "## How it was done", "")
     data, compared = about.get("data", {}), len(evaluation.lines)
-    yield f"- Rows: {evaluation.rows} in {_plain(str(data.get('file', 'the file')))}, {compared} compared, "
     yield (
-        f"  {evaluation.left_out} left out by sampling (at most {about.get('max_rows')}, seed {about.get('seed')}), "
+        f"- Rows: {evaluation.rows} in {_plain(str(data.get('file', 'the file')))}, {compared} compared, "
+        f"{evaluation.left_out} left out by sampling (at most {about.get('max_rows')}, seed {about.get('seed')}), "
         f"{len(evaluation.skipped)} skipped, {len(evaluation.failed)} not answered."
     )
     for name, value in data.items():

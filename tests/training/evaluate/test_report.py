@@ -58,8 +58,7 @@ def test_the_text_says_which_rows_how_many_which_seed_and_which_engine() -> None
     for said in (
         "# Evaluation of shop@0123456789ab",
         "**refused** `no_worse_than_live`",
-        "40 in valid.jsonl, 30 compared, ",
-        "3 left out by sampling (at most 500, seed 42), 1 skipped, 1 not answered.",
+        "40 in valid.jsonl, 30 compared, 3 left out by sampling (at most 500, seed 42), 1 skipped, 1 not answered.",
         "vllm-0.32.0-c0245e0d",
         "Skipped: row 9, its answer is empty",
         "Not answered: row 100, demo-base was not answered",
