@@ -110,7 +110,7 @@ async def serve(
                 await _until(lambda: all(server.started for server, _ in servers), running)
                 public_port, admin_port = (sock.getsockname()[1] for sock in sockets[:2])
                 log.info("listening on %s:%d, admin on port %d", settings.public.host, public_port, admin_port)
-                with _address_file(settings, admin_port):
+                with _address_files(settings, public_port, admin_port):
                     if on_started is not None:
                         await on_started(Started(gateway, public_port, admin_port, lambda: _connections(servers[0][0])))
                     await _first(stop.wait(), *running)
@@ -257,16 +257,19 @@ def listen(host: str, port: int, flag: str) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _address_file(settings: Settings, port: int) -> Iterator[None]:
-    """`<data>/admin.url`, while the admin port listens: how the CLI finds a port that is not the default."""
-    host = settings.admin.host
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # where to call, not where to listen
-    path = settings.data_dir / "admin.url"
-    path.write_text(f"http://{f'[{host}]' if ':' in host else host}:{port}\n", encoding="ascii")
+def _address_files(settings: Settings, public_port: int, admin_port: int) -> Iterator[None]:
+    """`<data>/admin.url` and `public.url`, while the ports listen: how the CLI and the worker find them."""
+    written = []
+    for name, host, port in (("admin", settings.admin.host, admin_port), ("public", settings.public.host, public_port)):
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # where to call, not where to listen
+        path = settings.data_dir / f"{name}.url"
+        path.write_text(f"http://{f'[{host}]' if ':' in host else host}:{port}\n", encoding="ascii")
+        written.append(path)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        for path in written:
+            path.unlink(missing_ok=True)
 
 
 def _file_limit() -> int:

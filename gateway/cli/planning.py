@@ -22,13 +22,14 @@ from gateway.cli.client import Refused
 from gateway.cli.session import Session
 from gateway.local.display import Display
 from gateway.local.environments import Environments
-from gateway.local.hardware import GIB, Hardware, look
+from gateway.local.hardware import look
 from gateway.local.pins import kinds
 from gateway.local.places import Places
+from gateway.local.trainer import machine
 from gateway.settings import data_dir
 from training import parity, template
 from training import places as training_places
-from training.facts import Facts, Gpu, Machine
+from training.facts import Facts
 from training.measure import Measured, measure
 from training.plan import Settled, settle
 from training.recipe import FILE_ID, Recipe, load
@@ -52,13 +53,6 @@ def planned(
     settled = settle(recipe, measured.facts, facts)
     said = _compared(gateway, settled, facts, measured, compare and base is None)
     return {**settled.document(), "parity": said, "data": list(measured.reports)}
-
-
-def machine(hardware: Hardware, free_bytes: int | None = None) -> Machine:
-    """This machine as a plan sees it."""
-    gpus = tuple(Gpu(gpu.name, gpu.memory_mib / 1024) for gpu in hardware.gpus)
-    free = free_bytes / GIB if free_bytes is not None else None
-    return Machine(hardware.cpus, hardware.memory / GIB, gpus, free)
 
 
 def _facts(gateway: Session, base: Path | None, max_lora_rank: int | None) -> Facts:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gateway.settings import Settings
     from training.steps import Steps
 
-STEPS = "training.pipeline:open_steps"  # called with (data_dir, db, admin_url)
+STEPS = "gateway.local.trainer:open_steps"  # called with (data_dir, db, admin_url)
 
 
 @click.command(epilog="Example: loragate worker --once")
