@@ -30,15 +30,21 @@ from gateway.capacity import Capacity
 from gateway.demand import Demand
 from gateway.discovery import Resolve, getaddrinfo
 from gateway.engines import open_engines
+from gateway.following import Following
 from gateway.health import Health
 from gateway.keys import KeyService
 from gateway.loading import Loader
 from gateway.metrics import GONE, Metrics
+from gateway.openai.callers import Callers
+from gateway.openai.checked import UploadChecks
+from gateway.openai.files import STREAMED, FileRoutes
+from gateway.openai.fine_tuning import FineTuningRoutes
 from gateway.openai.models import Failing, ModelRoutes
 from gateway.public import create_public
 from gateway.refresh import Refresher
 from gateway.settings import Settings
 from gateway.status import Status
+from gateway.upkeep import Upkeep
 from gateway.usage import UsageRecorder, UsageService
 from gateway.v1.admission import Admission
 from gateway.v1.auth import Authenticator
@@ -46,6 +52,9 @@ from gateway.v1.limits import Ledger
 from gateway.v1.proxy import Proxy
 from gateway.v1.routes import Routes
 from gateway.v1.snapshot import Snapshot
+from training.files import Files
+from training.places import Places
+from training.service import JobService
 
 EngineStates = Callable[[], list[dict[str, Any]]]
 
@@ -62,9 +71,20 @@ class Gateway:
     adapters: AdapterService
     demand: Demand
     metrics: Metrics
+    jobs: JobService
+    files: Files
     public_app: FastAPI
     admin_app: FastAPI
     metrics_app: FastAPI
+
+
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """The training room's part, as its doors use it."""
+
+    jobs: JobService
+    files: Files
+    places: Places
 
 
 @asynccontextmanager
@@ -135,8 +155,9 @@ async def open_gateway(
         arrivals = Arrivals(settings.adapter_store, clock=wall)
         stack.push_async_callback(arrivals.close)
         models = ModelRoutes(proxy, adapters, Failing(lambda: reconciler.residency))
+        training = await _open_training(settings, db, metrics, stack)
         yield _behind_doors(
-            settings, proxy, health, status, keys, adapters, arrivals, canaries, usage, demand, models, wall
+            settings, proxy, health, status, keys, adapters, arrivals, canaries, usage, demand, models, training, wall
         )
 
 
@@ -152,14 +173,29 @@ def _behind_doors(
     usage: UsageService,
     demand: Demand,
     models: ModelRoutes,
+    training: _Training,
     wall: Callable[[], float],
 ) -> Gateway:
+    following = Following(training.jobs, lambda: health.draining)
+    callers = Callers(proxy)
+    fine_tuning = FineTuningRoutes(
+        callers,
+        training.jobs,
+        training.files,
+        following,
+        settings.training,
+        snapshot=lambda: proxy.snapshot,
+        random_bytes=os.urandom,
+    )
     services = AdminServices(
         keys=keys,
         adapters=adapters,
         arrivals=arrivals,
         canary_figures=canaries.figures,
         usage=usage,
+        jobs=training.jobs,
+        following=following,
+        places=training.places,
         live_keys=lambda: proxy.snapshot.keys,
         status=status.document,
         ready=health.ready,
@@ -170,13 +206,17 @@ def _behind_doors(
     return Gateway(
         settings=settings,
         proxy=proxy,
-        routes=Routes(proxy),
+        routes=Routes(proxy, STREAMED),
         health=health,
         keys=keys,
         adapters=adapters,
         demand=demand,
         metrics=proxy.metrics,
-        public_app=create_public(proxy, health, models),
+        jobs=training.jobs,
+        files=training.files,
+        public_app=create_public(
+            proxy, health, models, FileRoutes(callers, training.files, UploadChecks()), fine_tuning
+        ),
         admin_app=create_admin(services),
         metrics_app=create_metrics(proxy.metrics.render, services.new_id),
     )
@@ -200,6 +240,15 @@ async def _open_heartbeat(
     loader.used_elsewhere = lambda: heartbeat.used_elsewhere
     reconciler.gateways = heartbeat
     return heartbeat
+
+
+async def _open_training(settings: Settings, db: Database, metrics: Metrics, stack: AsyncExitStack) -> _Training:
+    places, given = Places(settings.data_dir), settings.training
+    jobs = JobService(db, clock=time.time, random_bytes=os.urandom, jobs_max=given.key_jobs_max)
+    files = Files(db, places.files, clock=time.time, random_bytes=os.urandom, owner_bytes_max=given.key_bytes_max)
+    upkeep = await stack.enter_async_context(Upkeep(files, jobs))
+    metrics.training_jobs = lambda: upkeep.counts
+    return _Training(jobs, files, places)
 
 
 def _open_adapters(

@@ -2,8 +2,9 @@
 
 ServiceError
 ├── InvalidRequest ── InvalidJson, UnsupportedParameter, RemoteMediaDisabled, UnsupportedEndpoint,
-│                     ContextLengthExceeded, ModelInUse
-├── Unauthenticated 401, Forbidden 403, ModelNotFound 404, UnknownRoute 404, MethodNotAllowed 405
+│                     ContextLengthExceeded, ModelInUse, ModelNotAvailable, JobStateRefused
+├── Unauthenticated 401, Forbidden 403, MethodNotAllowed 405
+├── NotFound 404 ── ModelNotFound, UnknownRoute, FineTuneNotFound
 ├── RequestTimeout 408, RequestTooLarge 413, UnsupportedMedia 415, HeadersTooLarge 431
 ├── RateLimited 429 ── QuotaExceeded 429 insufficient_quota
 ├── UpstreamError 502 ── UpstreamTimeout 504
@@ -45,6 +46,18 @@ class ModelInUse(InvalidRequest):
     code = "model_in_use"
 
 
+class ModelNotAvailable(InvalidRequest):
+    """Not what training can start from."""
+
+    code = "model_not_available"
+
+
+class JobStateRefused(InvalidRequest):
+    """400 where the control plane says 409: official SDKs send a 409 again."""
+
+    code = "invalid_job_state"
+
+
 class Unauthenticated(ServiceError):
     status, type, code = 401, "invalid_request_error", "invalid_api_key"
 
@@ -55,6 +68,10 @@ class Forbidden(ServiceError):
 
 class ModelNotFound(NotFound):
     code = "model_not_found"
+
+
+class FineTuneNotFound(NotFound):
+    code = "fine_tune_not_found"
 
 
 class UnknownRoute(NotFound):

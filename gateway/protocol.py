@@ -1,7 +1,8 @@
 """One caller's connection on the public port: framing, its bounds and deadlines.
 
 Parses with httptools, refuses what may not pass (reliability: uvicorn bounds neither headers nor time), hands
-inference requests straight to the data plane and everything else to the ASGI app through uvicorn's own cycle.
+inference requests straight to the data plane and everything else to the ASGI app through uvicorn's own cycle. A body
+is kept whole but on the few paths whose app reads it as it comes (gateway/streamed.py).
 Written against uvicorn 0.54.0, pinned exactly. Must not know what a request means.
 """
 
@@ -27,6 +28,7 @@ from uvicorn.server import ServerState
 from adapters.errors import InvalidRequest, ServiceError
 from gateway.errors import HeadersTooLarge, RequestTimeout, RequestTooLarge, UnsupportedMedia
 from gateway.settings import Receive
+from gateway.streamed import StreamedBody
 
 log = logging.getLogger("loragate.protocol")
 
@@ -54,6 +56,8 @@ class Handler(Protocol):
 class Plane(Protocol):
     """What answers hot routes, and how an error looks on a route that has no row."""
 
+    streamed: Mapping[bytes, int]  # paths whose app reads a POST's body as it comes → how large that may be
+
     def handler(
         self,
         connection: Connection,
@@ -63,7 +67,7 @@ class Plane(Protocol):
         body: bytes,
         now: float,
     ) -> Handler | None: ...
-    def stranger(self, headers: Mapping[bytes, bytes]) -> ServiceError | None: ...  # why they may not send much
+    def stranger(self, path: bytes, headers: Mapping[bytes, bytes]) -> ServiceError | None: ...  # why not send much
     def render(self, path: bytes, error: ServiceError) -> bytes: ...  # a whole HTTP answer but for common headers
 
 
@@ -80,6 +84,7 @@ class Request:
     version: str
     body: bytes = b""
     refused: ServiceError | None = None
+    streamed: StreamedBody | None = None  # the app reads the body as it comes; None: it gets it whole
 
 
 class Connection(asyncio.Protocol):
@@ -220,19 +225,28 @@ class Connection(asyncio.Protocol):
             parser.should_keep_alive(),
             parser.get_http_version(),
         )
-        request.refused = self._objection(request)
+        limit = self.plane.streamed.get(request.path, 0) if request.method == b"POST" else 0
+        request.refused = self._objection(request, limit or self.bounds.max_body_bytes)
+        if limit and request.refused is None:
+            request.refused = self.plane.stranger(request.path, named)
+            request.streamed = StreamedBody()
         if request.refused is not None:
             request.keep_alive = False
             self.closing = True
             self._queue(request)
         elif b"expect" in named and named[b"expect"].lower() == b"100-continue" and not self._busy():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if request.streamed is not None and request.refused is None:
+            self._queue(request)
 
     def on_body(self, data: bytes) -> None:
         if self.closing:
             return
-        self.body.append(data)
         self.loose_bytes = 0
+        if self.request is not None and self.request.streamed is not None:
+            self.request.streamed.take(data, self.flow)
+            return
+        self.body.append(data)
         self.body_bytes += len(data)
         if self.body_bytes > self.body_limit:
             self._refuse_or_trust()
@@ -241,25 +255,28 @@ class Connection(asyncio.Protocol):
         request = self.request
         if request is None or self.closing:
             return
-        body, self.body = self.body, []
-        request.body = body[0] if len(body) == 1 else b"".join(body)
         self.loose_bytes = 0
         self.request = None
+        if request.streamed is not None:
+            request.streamed.end()  # it was queued with its head
+            return
+        body, self.body = self.body, []
+        request.body = body[0] if len(body) == 1 else b"".join(body)
         self._queue(request)
 
     def _refuse_or_trust(self) -> None:
         """A large body: only from callers with a valid key, and only up to the bound."""
         error: ServiceError | None = None
         if self.body_bytes > self.bounds.max_body_bytes:
-            error = self._body_too_large()
+            error = self._body_too_large(self.bounds.max_body_bytes)
         elif self.request is not None:
-            error = self.plane.stranger(self.request.named)
+            error = self.plane.stranger(self.request.path, self.request.named)
             self.body_limit = self.bounds.max_body_bytes
         if error is not None:
             self._refuse_rest(error)
 
-    def _objection(self, request: Request) -> ServiceError | None:
-        """What may not pass, whatever it asks for."""
+    def _objection(self, request: Request, limit: int) -> ServiceError | None:
+        """What may not pass, whatever it asks for; limit: of the body's bytes."""
         named = request.named
         if len(request.headers) > self.bounds.max_headers:
             return self._headers_too_large()
@@ -276,8 +293,8 @@ class Connection(asyncio.Protocol):
         if named.get(b"content-encoding", b"identity").lower() != b"identity":
             return UnsupportedMedia("Compressed request bodies are not accepted. Send it without Content-Encoding.")
         length = named.get(b"content-length")
-        if length is not None and (not length.isdigit() or int(length[:20]) > self.bounds.max_body_bytes):
-            return self._body_too_large()
+        if length is not None and (not length.isdigit() or int(length[:20]) > limit):
+            return self._body_too_large(limit)
         return None
 
     # Requests in their order ------------------------------------------------------------------------------
@@ -344,11 +361,13 @@ class Connection(asyncio.Protocol):
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=False,
-            keep_alive=self.keep_alive,
+            keep_alive=self.keep_alive or request.streamed is not None,  # it would close with unread bytes: a reset
             on_response=self._asgi_answered,
         )
         cycle.body = bytearray(request.body)
         cycle.more_body = False
+        if request.streamed is not None:
+            request.streamed.begin(cycle)
         cycle.message_event.set()
         task = self.loop.create_task(cycle.run_asgi(self.config.loaded_app))
         task.add_done_callback(self.server_state.tasks.discard)
@@ -357,6 +376,10 @@ class Connection(asyncio.Protocol):
     def _asgi_answered(self) -> None:
         self.cycle = None
         self.waits_since = time.monotonic()
+        if self._breaks_off():
+            self._linger()  # answered before all of the body was there: the rest is thrown away
+        elif not self.keep_alive:
+            self.close()
         self.loop.call_soon(self._next)
 
     # What a handler calls (gateway.v1.exchange.Client) -------------------------------------------------------
@@ -405,17 +428,24 @@ class Connection(asyncio.Protocol):
         if self.closing:
             return
         self.closing = True
-        if self._busy() or self.waiting:
+        if self._breaks_off():
+            self.transport.abort()  # the app sees a caller that left
+        elif self._busy() or self.waiting:
             self.keep_alive = False  # what is being answered ends first
         else:
             self._reject(self.target.partition(b"?")[0], error)
+
+    def _breaks_off(self) -> bool:
+        """Whether an app reads the body that is still coming."""
+        streamed = self.request.streamed if self.request is not None else None
+        return streamed is not None and streamed.begun
 
     def _linger(self) -> None:
         """Close for writing only: closing with unread bytes resets, and the caller would never see our answer."""
         self.closing = True
         self.lingers_since = time.monotonic()
         self.flow.resume_reading()
-        if self.transport.can_write_eof():
+        if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
 
     def close(self) -> None:
@@ -464,5 +494,5 @@ class Connection(asyncio.Protocol):
             f"{self.bounds.max_headers}."
         )
 
-    def _body_too_large(self) -> RequestTooLarge:
-        return RequestTooLarge(f"The request's body is larger than {self.bounds.max_body_bytes} bytes.")
+    def _body_too_large(self, limit: int) -> RequestTooLarge:
+        return RequestTooLarge(f"The request's body is larger than {limit} bytes.")

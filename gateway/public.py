@@ -1,4 +1,5 @@
-"""The public port's other routes, through FastAPI: models (gateway/openai), liveness, readiness, 404 for the rest.
+"""The public port's other routes, through FastAPI: models, files and fine-tuning (gateway/openai), liveness, readiness,
+404 for the rest.
 
 Inference never comes here (gateway/v1/routes.py takes it first). Must not know how an answer is generated.
 """
@@ -10,6 +11,8 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from adapters.errors import ServiceError
 from gateway.errors import MethodNotAllowed, UnknownRoute
 from gateway.health import LIVE, Health
+from gateway.openai.files import FileRoutes
+from gateway.openai.fine_tuning import FineTuningRoutes
 from gateway.openai.models import ModelRoutes
 from gateway.v1 import wire
 from gateway.v1.dialect import BY_PATH
@@ -18,14 +21,21 @@ from gateway.v1.proxy import Proxy
 JSON = "application/json"
 
 
-def create_public(proxy: Proxy, health: Health, models: ModelRoutes) -> FastAPI:
+def create_public(
+    proxy: Proxy, health: Health, models: ModelRoutes, files: FileRoutes, fine_tuning: FineTuningRoutes
+) -> FastAPI:
     """The ASGI app behind the public port's connections."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
 
+    def new_id() -> str:
+        return proxy.new_request_id().decode()
+
     def answer(status: int, body: bytes) -> Response:
-        return Response(body, status, {"x-request-id": proxy.new_request_id().decode()}, JSON)
+        return Response(body, status, {"x-request-id": new_id()}, JSON)
 
     app.include_router(models.router(answer))
+    app.include_router(files.router(answer, new_id))
+    app.include_router(fine_tuning.router(answer, new_id))
 
     @app.get("/livez")
     async def livez() -> Response:
@@ -51,8 +61,10 @@ def create_public(proxy: Proxy, health: Health, models: ModelRoutes) -> FastAPI:
     async def wrong_method(request: Request, error: HTTPException) -> Response:
         path = request.url.path
         allow = "POST" if path in BY_PATH else (error.headers or {}).get("Allow", "")
-        if path.startswith("/v1/models/"):  # two routes: the framework names the first one's
-            allow = "GET, DELETE"
+        if path.startswith(("/v1/models/", "/v1/files/")) and not path.endswith("/content"):
+            allow = "GET, DELETE"  # two routes: the framework names the first one's
+        elif path in ("/v1/files", "/v1/fine_tuning/jobs"):
+            allow = "GET, POST"
         return await refused(request, MethodNotAllowed(f"{request.method} is not answered here.", allow=allow))
 
     async def only_by_post(_: Request) -> Response:

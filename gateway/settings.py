@@ -153,6 +153,15 @@ class UsageRecords(Section):
     max_pending: int = 100_000  # (key, model, day) rows waiting; beyond it the oldest are flushed at once
 
 
+class Training(Section):
+    """Files and jobs of /v1; what a worker does is the worker's."""
+
+    organization: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,32}$")  # the <org> of ft:<base>:<org>:…
+    base_names: tuple[str, ...] = ()  # other names for the served base, as jobs ask for it: gpt-4o-mini-2024-07-18
+    key_bytes_max: int = Field(default=8 * 1024**3, ge=1)  # what all files of one key may take
+    key_jobs_max: int = Field(default=16, ge=1)  # unfinished jobs of one key
+
+
 class Log(Section):
     level: str = "info"
     requests: bool = False  # one line per inference request
@@ -175,6 +184,7 @@ class Settings(Section):
     caps: RequestCaps = RequestCaps()
     model_limits: dict[str, ModelLimits] = {}
     usage: UsageRecords = UsageRecords()
+    training: Training = Training()
     log: Log = Log()
 
     @property

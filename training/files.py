@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,11 +20,13 @@ import sqlalchemy as sa
 from adapters.db import Database
 from adapters.errors import Conflict, InvalidRequest, StorageFull
 from training import store_files as store
+from training.errors import FileMissing
 from training.ids import mint
 from training.types import FileStatus, StoredFile
 
 MAX_FILE_BYTES = 512 * 1024 * 1024  # OpenAI's own bound for fine-tuning
 PREFIX = "file-"
+STRAY_S = 3600.0  # bytes without a row that nobody has touched for so long belong to nobody
 
 
 class Files:
@@ -45,9 +48,10 @@ class Files:
         self._owner_bytes_max = owner_bytes_max
 
     async def recover(self) -> tuple[str, ...]:
-        """At start: delete bytes that no row knows; their names."""
+        """At start, and now and then: delete bytes that no row knows; their names. The newest may still become files,
+        of this process or of a worker."""
         known = await self._db.read(store.known)
-        return await asyncio.to_thread(self._sweep, known)
+        return await asyncio.to_thread(self._sweep, known, self._clock() - STRAY_S)
 
     @asynccontextmanager
     async def receiving(self, filename: str, purpose: str, owner: str | None) -> AsyncIterator[Incoming]:
@@ -55,9 +59,7 @@ class Files:
         taken = await self._db.read(lambda conn: store.taken_bytes(conn, owner)) if owner is not None else 0
         room = MAX_FILE_BYTES if owner is None else min(MAX_FILE_BYTES, self._owner_bytes_max - taken)
         if room <= 0:
-            raise InvalidRequest(
-                f"This key's files take {taken} bytes, and {self._owner_bytes_max} are allowed. Delete some first."
-            )
+            raise self._too_much(taken)
         file_id = mint(PREFIX, self._random_bytes)
         temporary = self._folder / f".{file_id}.part"
         incoming = Incoming(await asyncio.to_thread(_create, temporary), room, file_id, filename, purpose, owner)
@@ -84,16 +86,26 @@ class Files:
             expires_at=now + expires_after_s if expires_after_s is not None else None,
         )
         await asyncio.to_thread(os.replace, self._folder / f".{incoming.file_id}.part", path)
+
+        def add(conn: sa.Connection) -> None:
+            taken = store.taken_bytes(conn, made.owner) if made.owner is not None else 0
+            if taken + made.bytes > self._owner_bytes_max and made.owner is not None:
+                raise self._too_much(taken)  # others came in while this one did
+            store.add(conn, made)
+
         try:
-            await self._db.write(lambda conn: store.add(conn, made))
+            await self._db.write(add)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
         return made
 
     async def show(self, file_id: str, owner: str | None = None) -> StoredFile:
-        """FileMissing."""
-        return await self._db.read(lambda conn: store.find(conn, file_id, owner))
+        """FileMissing, also for one whose time has come."""
+        found = await self._db.read(lambda conn: store.find(conn, file_id, owner))
+        if found.expires_at is not None and found.expires_at <= self._clock():
+            raise FileMissing(f"No such File object: {file_id[:64]}", param="id")
+        return found
 
     async def list(
         self, *, owner: str | None, purpose: str | None, after: str | None, limit: int, newest_first: bool = True
@@ -119,16 +131,32 @@ class Files:
         await self._db.write(forget)
         await asyncio.to_thread(self.path(file_id).unlink, missing_ok=True)
 
+    async def remove_expired(self) -> tuple[str, ...]:
+        """Delete every file whose time has come; their ids."""
+        now = self._clock()
+        gone = await self._db.read(lambda conn: store.expired(conn, now))
+        for file_id in gone:
+            with suppress(FileMissing):  # its owner was quicker
+                await self.delete(file_id)
+        return gone
+
     def path(self, file_id: str) -> Path:
         """Where the bytes of a known file lie; Conflict for what is no file's id."""
         if not file_id.startswith(PREFIX) or not file_id[len(PREFIX) :].isalnum():
             raise Conflict("This is no file's id.")
         return self._folder / file_id
 
-    def _sweep(self, known: frozenset[str]) -> tuple[str, ...]:
+    def _too_much(self, taken: int) -> InvalidRequest:
+        return InvalidRequest(
+            f"This key's files take {taken} bytes, and {self._owner_bytes_max} are allowed. Delete some first.",
+            param="file",
+        )
+
+    def _sweep(self, known: frozenset[str], before: float) -> tuple[str, ...]:
         if not self._folder.is_dir():
             return ()
-        gone = [path for path in self._folder.iterdir() if path.name not in known]
+        strays = [path for path in self._folder.iterdir() if path.name not in known]
+        gone = [path for path in strays if _touched(path) < before]
         for path in gone:
             path.unlink(missing_ok=True)
         return tuple(path.name for path in gone)
@@ -180,6 +208,13 @@ class Incoming:
             self._file.write(chunk)
         except OSError as exc:
             raise _full(exc) from None
+
+
+def _touched(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # somebody was quicker
+        return math.inf
 
 
 def _create(path: Path) -> BinaryIO:

@@ -79,6 +79,11 @@ def taken_bytes(conn: sa.Connection, owner: str) -> int:
     )
 
 
+def expired(conn: sa.Connection, now: float) -> tuple[str, ...]:
+    """Ids of the files whose time has come."""
+    return tuple(conn.execute(sa.select(files.c.id).where(files.c.expires_at <= now)).scalars())
+
+
 def known(conn: sa.Connection) -> frozenset[str]:
     """Every file's id."""
     return frozenset(conn.execute(sa.select(files.c.id)).scalars())

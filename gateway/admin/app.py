@@ -19,13 +19,17 @@ from gateway.admin.adapters import AdapterRoutes
 from gateway.admin.docs import DocRoutes
 from gateway.admin.edge import Edge
 from gateway.admin.guard import Guard
+from gateway.admin.jobs import JobRoutes
 from gateway.admin.keys import KeyRoutes
 from gateway.admin.render import RenderRoutes
 from gateway.admin.status import StatusRoutes, metrics_router
 from gateway.admin.uploads import IntakeRoutes, Uploads, is_upload
 from gateway.admin.usage import UsageRoutes
+from gateway.following import Following
 from gateway.keys import Key, KeyService, verify
 from gateway.usage import UsageService
+from training.places import Places
+from training.service import JobService
 
 DESCRIPTION = "Every route takes the admin key as a bearer token, except /livez, /readyz and /metrics."
 
@@ -34,7 +38,8 @@ DESCRIPTION = "Every route takes the admin key as a bearer token, except /livez,
 class AdminServices:
     """What the admin port is a door to. live_keys: the snapshot's keys, asked at every request.
 
-    canary_figures: what both arms of a name's canary did. clock: unix seconds. new_id: makes `x-request-id`s.
+    following: events of jobs as they happen. canary_figures: what both arms of a name's canary did.
+    clock: unix seconds. new_id: makes `x-request-id`s.
     """
 
     keys: KeyService
@@ -42,6 +47,9 @@ class AdminServices:
     arrivals: Arrivals
     canary_figures: Callable[[str, Canary], dict[str, Any]]
     usage: UsageService
+    jobs: JobService
+    following: Following
+    places: Places
     live_keys: Callable[[], Mapping[str, Key]] = field(repr=False)
     status: Callable[[], dict[str, Any]]
     ready: Callable[[], tuple[bool, dict[str, Any]]]
@@ -57,6 +65,7 @@ def create_admin(services: AdminServices) -> FastAPI:
     app.include_router(AdapterRoutes(services.adapters, services.arrivals, services.canary_figures).router())
     app.include_router(IntakeRoutes(services.arrivals).router())
     app.include_router(RenderRoutes(services.adapters).router())
+    app.include_router(JobRoutes(services.jobs, services.following, services.places).router())
     app.include_router(UsageRoutes(services.usage).router())
     app.include_router(StatusRoutes(services.status, services.ready, services.metrics).router())
     app.include_router(DocRoutes(app).router())

@@ -8,15 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapters.errors import ServiceError
+from gateway.errors import Forbidden
 from gateway.v1 import wire
 from gateway.v1.dialect import BY_PATH, Dialect
 from gateway.v1.exchange import STATUS, Client, Exchange
 from gateway.v1.proxy import Proxy
 
+TRAINING = frozenset({"training", "admin"})  # either scope lets a key send data sets
+
 
 class Routes:
-    def __init__(self, proxy: Proxy) -> None:
+    """streamed: paths of uploads, which are not for inference, and how many bytes a body there may have."""
+
+    def __init__(self, proxy: Proxy, streamed: Mapping[bytes, int]) -> None:
         self._proxy = proxy
+        self.streamed = streamed
         self._rows: dict[bytes, Dialect] = {path.encode(): dialect for path, dialect in BY_PATH.items()}
 
     def handler(
@@ -28,10 +34,16 @@ class Routes:
             return None
         return Exchange(self._proxy, client, row, headers, body, now)
 
-    def stranger(self, headers: Mapping[bytes, bytes]) -> ServiceError | None:
-        """Why whoever sends these headers may not send a large body: the 401 that it would get after it."""
+    def stranger(self, path: bytes, headers: Mapping[bytes, bytes]) -> ServiceError | None:
+        """Why whoever sends these headers may not send a large body: the 401 or 403 that it would get after it."""
+        proxy = self._proxy
         try:
-            self._proxy.auth.authenticate(headers, self._proxy.snapshot.keys, self._proxy.wall())
+            if path in self._rows:
+                proxy.auth.authenticate(headers, proxy.snapshot.keys, proxy.wall())
+                return None
+            key = proxy.auth.identify(headers, proxy.snapshot.keys, proxy.wall())
+            if path in self.streamed and not key.scopes & TRAINING:
+                return Forbidden("This key may not upload files: it lacks the scope `training`.", retryable=False)
         except ServiceError as error:
             return error
         return None

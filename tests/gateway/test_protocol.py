@@ -60,8 +60,9 @@ class EchoPlane:
     held: list[Echo] = field(default_factory=list)
     holding: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    streamed: Mapping[bytes, int] = field(default_factory=dict)
 
-    def stranger(self, headers: Mapping[bytes, bytes]) -> ServiceError | None:
+    def stranger(self, path: bytes, headers: Mapping[bytes, bytes]) -> ServiceError | None:
         return None if b"authorization" in headers else Unauthenticated("no key")
 
     def handler(
