@@ -178,6 +178,7 @@ def _behind_doors(
 ) -> Gateway:
     following = Following(training.jobs, lambda: health.draining)
     callers = Callers(proxy)
+    files = FileRoutes(callers, training.files, UploadChecks(), idle_timeout_s=settings.receive.body_timeout_s)
     fine_tuning = FineTuningRoutes(
         callers,
         training.jobs,
@@ -214,9 +215,7 @@ def _behind_doors(
         metrics=proxy.metrics,
         jobs=training.jobs,
         files=training.files,
-        public_app=create_public(
-            proxy, health, models, FileRoutes(callers, training.files, UploadChecks()), fine_tuning
-        ),
+        public_app=create_public(proxy, health, models, files, fine_tuning),
         admin_app=create_admin(services),
         metrics_app=create_metrics(proxy.metrics.render, services.new_id),
     )

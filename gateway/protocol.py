@@ -33,7 +33,7 @@ from gateway.streamed import StreamedBody
 log = logging.getLogger("loragate.protocol")
 
 MAX_TARGET_BYTES = 8192
-LINGER_S = 2.0  # how long what was refused may go on sending before it is cut
+LINGER_S = 2.0  # how long what was refused may go on sending before it is cut; an upload of a known key longer
 STRANGER_BYTES = 64 * 1024  # of a body, from whoever has shown no valid key; 4,096 connections could hold 32 GB else
 MAX_PIPELINED = 16  # whole requests waiting behind the one being answered; more close the connection
 # Java's client offers h2c on every first request. It may be ignored, but httptools would then skip the body: so
@@ -118,7 +118,7 @@ class Connection(asyncio.Protocol):
         self.keep_alive = True
         self.chunked = True
         self.closing = False  # what still arrives is thrown away
-        self.lingers_since: float | None = None
+        self.lingers_until: float | None = None
         self.lost = False
         # The request being received
         self.target = b""
@@ -377,7 +377,7 @@ class Connection(asyncio.Protocol):
         self.cycle = None
         self.waits_since = time.monotonic()
         if self._breaks_off():
-            self._linger()  # answered before all of the body was there: the rest is thrown away
+            self._linger(self.bounds.body_timeout_s)  # answered before all of the body came: the rest is thrown away
         elif not self.keep_alive:
             self.close()
         self.loop.call_soon(self._next)
@@ -440,10 +440,10 @@ class Connection(asyncio.Protocol):
         streamed = self.request.streamed if self.request is not None else None
         return streamed is not None and streamed.begun
 
-    def _linger(self) -> None:
+    def _linger(self, limit_s: float = LINGER_S) -> None:
         """Close for writing only: closing with unread bytes resets, and the caller would never see our answer."""
         self.closing = True
-        self.lingers_since = time.monotonic()
+        self.lingers_until = time.monotonic() + limit_s
         self.flow.resume_reading()
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
@@ -469,8 +469,8 @@ class Connection(asyncio.Protocol):
         elif self.transport.is_closing():
             if now - self.waits_since > bounds.write_idle_timeout_s:
                 self.transport.abort()
-        elif self.lingers_since is not None:
-            if now - self.lingers_since > LINGER_S:
+        elif self.lingers_until is not None:
+            if now > self.lingers_until:
                 self.transport.abort()
         elif self._busy():
             if self.handler is not None and self.write_paused_at is None:

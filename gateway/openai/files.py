@@ -18,7 +18,7 @@ from adapters.errors import InvalidRequest
 from gateway.errors import RateLimited
 from gateway.openai import objects
 from gateway.openai.callers import Callers, sees
-from gateway.openai.forms import IDLE_TIMEOUT_S, MAX_FORM_BYTES, Form
+from gateway.openai.forms import MAX_FORM_BYTES, Form
 from gateway.openai.query import choice, text, whole
 from gateway.v1 import wire
 from training.errors import DataRejected
@@ -36,9 +36,9 @@ Check = Callable[[Path], Awaitable[str | None]]  # why a file is refused
 
 
 class FileRoutes:
-    """check: what speaks against a file that has arrived. new_id: makes `x-request-id`s."""
+    """check: what speaks against a file that has arrived. idle_timeout_s: an upload may be silent for so long."""
 
-    def __init__(self, callers: Callers, files: Files, check: Check, *, idle_timeout_s: float = IDLE_TIMEOUT_S) -> None:
+    def __init__(self, callers: Callers, files: Files, check: Check, *, idle_timeout_s: float) -> None:
         self._callers = callers
         self._files = files
         self._check = check

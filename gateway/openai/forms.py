@@ -21,7 +21,6 @@ MAX_FORM_BYTES = MAX_FILE_BYTES + 1024 * 1024  # the file, and what is around it
 MAX_FIELD_BYTES = 1024
 MAX_PARTS = 8
 MAX_NAME = 255  # characters
-IDLE_TIMEOUT_S = 30.0  # without a byte; there is no deadline for all of it
 FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 _ODD = re.compile(r"[^\w .()+,=@~-]")  # in a file's name: shown to people, sent in headers
 
@@ -30,6 +29,7 @@ class Form:
     """Reads one form; what it began is undone with `stack`.
 
     owner: the key whose file it will be. early: told the fields that came before the file; may refuse them.
+    idle_timeout_s: without a byte; there is no deadline for all of it.
     """
 
     def __init__(
