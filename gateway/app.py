@@ -44,6 +44,7 @@ from gateway.public import create_public
 from gateway.refresh import Refresher
 from gateway.settings import Settings
 from gateway.status import Status
+from gateway.trainings import Trainings
 from gateway.upkeep import Upkeep
 from gateway.usage import UsageRecorder, UsageService
 from gateway.v1.admission import Admission
@@ -245,8 +246,8 @@ async def _open_training(settings: Settings, db: Database, metrics: Metrics, sta
     places, given = Places(settings.data_dir), settings.training
     jobs = JobService(db, clock=time.time, random_bytes=os.urandom, jobs_max=given.key_jobs_max)
     files = Files(db, places.files, clock=time.time, random_bytes=os.urandom, owner_bytes_max=given.key_bytes_max)
-    upkeep = await stack.enter_async_context(Upkeep(files, jobs))
-    metrics.training_jobs = lambda: upkeep.counts
+    await stack.enter_async_context(Upkeep(files))
+    await stack.enter_async_context(Trainings(jobs, metrics))
     return _Training(jobs, files, places)
 
 

@@ -1,17 +1,12 @@
-"""Now and then: files whose time has come and bytes that belong to no file are deleted, and jobs are counted.
-
-The counts are for /metrics. Must not know requests.
-"""
+"""Now and then: files whose time has come and bytes that belong to no file are deleted. Must not know requests."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 
 from adapters.errors import ServiceError
 from training.files import Files
-from training.service import JobService
 
 log = logging.getLogger("loragate.upkeep")
 
@@ -20,14 +15,12 @@ SWEEP_TURNS = 720  # an hour
 
 
 class Upkeep:
-    def __init__(self, files: Files, jobs: JobService, *, every_s: float = EVERY_S) -> None:
+    def __init__(self, files: Files, *, every_s: float = EVERY_S) -> None:
         self._files = files
-        self._jobs = jobs
         self._every_s = every_s
         self._task: asyncio.Task[None] | None = None
         self._turns = 0
         self._troubled = False
-        self.counts: Mapping[str, int] = {}  # state → jobs
 
     async def __aenter__(self) -> Upkeep:
         self._task = asyncio.create_task(self._run(), name="upkeep")
@@ -40,7 +33,6 @@ class Upkeep:
 
     async def turn(self) -> None:
         """Once. ServiceError, OSError."""
-        self.counts = await self._jobs.counts()
         await self._files.remove_expired()
         if self._turns % SWEEP_TURNS == 0:
             await self._files.recover()
@@ -53,6 +45,6 @@ class Upkeep:
                 self._troubled = False
             except (ServiceError, OSError) as error:  # the next turn may go well, and no request hangs on it
                 if not self._troubled:
-                    log.warning("files and jobs cannot be looked after now: %s", type(error).__name__)
+                    log.warning("uploaded files cannot be looked after now: %s", type(error).__name__)
                 self._troubled = True
             await asyncio.sleep(self._every_s)
