@@ -211,6 +211,12 @@ class AdapterService:
             raise Conflict(f"{name} has no previous version to go back to. Promote a version by its 12 digits instead.")
         return await self._point(name, adapter.previous, "rolled back", by, why, only_from=adapter.live)
 
+    async def file(self, name: str, version: str, file: str) -> Path:
+        """Where one of the two files of a version lies. NotFound."""
+        asked = check_version(version)
+        found = await self._db.read(lambda conn: store.find_version(conn, name, asked))
+        return self._shelf.path(found.engine_name) / file
+
     async def canary(
         self, name: str, version: str, percent: float, *, rules: Rules | None = None, by: str = OPERATOR, why: str = ""
     ) -> Adapter:

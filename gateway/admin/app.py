@@ -18,6 +18,7 @@ from gateway.admin import problems
 from gateway.admin.adapters import AdapterRoutes
 from gateway.admin.docs import DocRoutes
 from gateway.admin.edge import Edge
+from gateway.admin.files import FileRoutes
 from gateway.admin.guard import Guard
 from gateway.admin.jobs import JobRoutes
 from gateway.admin.keys import KeyRoutes
@@ -63,6 +64,7 @@ def create_admin(services: AdminServices) -> FastAPI:
     app = _app("loragate admin API")
     app.include_router(KeyRoutes(services.keys).router())
     app.include_router(AdapterRoutes(services.adapters, services.arrivals, services.canary_figures).router())
+    app.include_router(FileRoutes(services.adapters).router())
     app.include_router(IntakeRoutes(services.arrivals).router())
     app.include_router(RenderRoutes(services.adapters).router())
     app.include_router(JobRoutes(services.jobs, services.following, services.places).router())

@@ -8,11 +8,11 @@ from __future__ import annotations
 import http.client
 import json
 import select
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
 import click
@@ -120,6 +120,31 @@ class AdminClient:
         asked = {name: value for name, value in (query or {}).items() if value is not None}
         target = path + ("?" + urlencode(asked) if asked else "")
         status, text = self._exchange(method, target, _Json(body) if body is not None else content, timeout_s)
+        return self._judged(status, text)
+
+    def download(
+        self, path: str, sink: BinaryIO, on_bytes: Callable[[int, int], None], timeout_s: float = 60.0
+    ) -> None:
+        """A file's bytes into `sink`; on_bytes: how many are here, and are to be. Unreachable, Refused."""
+
+        def receive(response: http.client.HTTPResponse) -> bytes:
+            if response.status >= 400:
+                return response.read(MAX_ANSWER_BYTES)
+            done, total = 0, int(response.headers.get("content-length") or 0)
+            while piece := response.read(1 << 20):
+                try:
+                    sink.write(piece)
+                except OSError as error:
+                    raise Refused(f"It cannot be written here: {error.strerror}.") from None
+                done += len(piece)
+                on_bytes(done, total)
+            if done != total:
+                raise Refused(f"The gateway at {self._place.url} broke off after {done} of {total} bytes. Try again.")
+            return b"{}"
+
+        self._judged(*self._exchange("GET", path, None, timeout_s, receive))
+
+    def _judged(self, status: int, text: bytes) -> dict[str, Any]:
         try:
             document = json.loads(text)
         except ValueError:
@@ -142,7 +167,14 @@ class AdminClient:
             message = f"The gateway at {self._place.url} does not accept the admin key from {self._place.source}."
         raise Refused(message, document)
 
-    def _exchange(self, method: str, target: str, content: Streamed | None, timeout_s: float) -> tuple[int, bytes]:
+    def _exchange(
+        self,
+        method: str,
+        target: str,
+        content: Streamed | None,
+        timeout_s: float,
+        receive: Callable[[http.client.HTTPResponse], bytes] = lambda response: response.read(MAX_ANSWER_BYTES),
+    ) -> tuple[int, bytes]:
         headers = {"accept": "application/json"}
         if self._place.key is not None:
             headers["authorization"] = f"Bearer {self._place.key}"
@@ -155,7 +187,7 @@ class AdminClient:
                 pieces = _until_answered(content.pieces, connection) if content is not None else None
                 connection.request(method, target, pieces, headers)
             response = connection.getresponse()
-            return response.status, response.read(MAX_ANSWER_BYTES)
+            return response.status, receive(response)
         except TimeoutError:
             raise Refused(f"The gateway at {self._place.url} did not answer within {timeout_s:.0f} s.") from None
         except (OSError, http.client.HTTPException):

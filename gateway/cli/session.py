@@ -9,7 +9,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, BinaryIO, Concatenate, ParamSpec
 
 import click
 
@@ -39,6 +39,10 @@ class Session:
     ) -> dict[str, Any]:
         """Ask the admin API; Refused and Unreachable end the command."""
         return self._client.call(method, path, body=body, content=content, query=query, timeout_s=timeout_s)
+
+    def download(self, path: str, sink: BinaryIO, on_bytes: Callable[[int, int], None]) -> None:
+        """A file of the admin API into `sink`; Refused and Unreachable end the command."""
+        self._client.download(path, sink, on_bytes)
 
     @property
     def host(self) -> str | None:

@@ -1,0 +1,109 @@
+"""The training environment as a program that is started: what it has, and child scripts that run in it.
+
+A child gets a short list of variables (no keys, no database address), its own log, and never a shell. Must not know
+what the children do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import ServiceError
+from training.demo_child import Child, DemoFailed
+
+HERE = Path(__file__).resolve().parent
+KEPT = ("LANG", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH")
+FACTS_TIMEOUT_S = 300.0  # importing torch from a cold disk
+
+
+class ChildFailed(ServiceError):
+    """A program of the training environment ended badly; the message carries its last words."""
+
+    code = "child_failed"
+
+
+def _silent(done: int, in_all: int) -> None:
+    return None
+
+
+@dataclass(slots=True)
+class Interpreter:
+    """python: the interpreter beside llamafactory-cli; gpus: CUDA_VISIBLE_DEVICES of what it runs, "" the processor."""
+
+    python: Path
+    gpus: str = ""
+    more: Mapping[str, str] = field(default_factory=dict)  # variables beside the usual ones
+    _facts: dict[str, Any] | None = None
+
+    @property
+    def llamafactory(self) -> str:
+        return str(self.python.with_name("llamafactory-cli"))
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """What a child sees; offline, and its caches in `home`."""
+        kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+        return kept | {
+            "PATH": os.pathsep.join((str(self.python.parent), os.environ.get("PATH", os.defpath))),
+            "HOME": str(home),
+            "HF_HOME": str(home / "hf"),
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONUTF8": "1",
+            "CUDA_VISIBLE_DEVICES": self.gpus,
+            **self.more,
+        }
+
+    def script(self, child: Path, *words: str) -> list[str]:
+        """How a child script is started. `-I`: no module of its folder may shadow the child's own."""
+        return [str(self.python), "-I", "-X", "utf8", str(child), *words]
+
+    def run(
+        self,
+        argv: Sequence[str],
+        folder: Path,
+        show: Callable[[int, int], None] = _silent,
+        progress: Path | None = None,
+    ) -> None:
+        """Wait for a child whose folder is `folder` (its log: run.log). ChildFailed.
+
+        show: called with steps done and in all, from the JSON lines of `progress`, else of the log.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            Child(folder, self.environment(folder), show).run(argv, progress=progress)
+        except DemoFailed as failed:
+            raise ChildFailed(failed.message) from None
+        except OSError as error:
+            raise ChildFailed(f"{argv[0]} cannot be started: {error.strerror}.") from None
+
+    def facts(self) -> dict[str, Any]:
+        """Python, packages, threads, instructions, GPUs; asked once. ChildFailed."""
+        if self._facts is None:
+            self._facts = self._ask()
+        return self._facts
+
+    def _ask(self) -> dict[str, Any]:
+        argv = self.script(HERE / "interpreter_child.py")
+        with tempfile.TemporaryDirectory(prefix="loragate-asked-") as home:
+            try:
+                done = subprocess.run(
+                    argv,
+                    env=self.environment(Path(home)),
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    timeout=FACTS_TIMEOUT_S,
+                    check=True,
+                )
+                found: dict[str, Any] = json.loads(done.stdout)
+            except (OSError, subprocess.SubprocessError, ValueError) as error:
+                raise ChildFailed(
+                    f"{self.python} does not say which packages it has ({type(error).__name__}). Name the interpreter "
+                    "of an environment with LLaMA-Factory in LORAGATE_TRAINING_PYTHON."
+                ) from None
+        return found
