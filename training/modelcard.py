@@ -83,7 +83,8 @@ def _body(manifest: Mapping[str, Any], base_model: str | None, merged: Mapping[s
     yield ""
     rank = f"rank {manifest['rank']}" if manifest.get("rank") else None
     facts = [f"version `{version}`" if version else None, rank, _parent(manifest), _when(manifest)]
-    yield ", ".join(fact for fact in facts if fact).capitalize() + "."
+    told = ", ".join(fact for fact in facts if fact)
+    yield f"{told[:1].upper()}{told[1:]}."
     yield from ("", "## Use", "", *_use(manifest, merged is not None))
     if merged is not None:
         yield from ("", "## How the merge was checked", "", _plain(merged.get("sentence", "")))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel  # type: ignore[import-not-found]
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
