@@ -81,7 +81,7 @@ def _lineage(gateway: Session, name: str, version: str) -> dict[str, Any] | None
         found = gateway.call("GET", f"{ADAPTERS}/{segment(name)}/versions/{version}/lineage")
     except Refused as refusal:
         error = refusal.document.get("error") or {}
-        if error.get("code") in ("not_found", "model_not_found", "unsupported_endpoint"):
+        if error.get("code") in ("not_found", "unknown_url"):  # nobody said, or a gateway of before
             return None
         raise
     return found or None

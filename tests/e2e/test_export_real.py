@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.trainer, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 ADAPTER = DEMO / "adapters" / "customer-service"
 STEPS = 6
+COMMAND = "from gateway.cli import COMMANDS, main; COMMANDS['rerun'] = ('gateway.cli.rerun', 'rerun', ''); main()"
 
 
 def test_a_merged_model_is_the_adapter_on_its_base(training_python: Path, tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def job(training_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def rerun(python: Path, data: Path, *words: str) -> tuple[int, dict[str, Any], str]:
     """The command as a process: exit code, document, stderr."""
     environ = {**os.environ, "LORAGATE_HOME": str(data), "LORAGATE_TRAINING_PYTHON": str(python)}
-    argv = [sys.executable, "-c", "from gateway.cli.rerun import rerun; rerun()", *words, "--json"]
+    argv = [sys.executable, "-c", COMMAND, "rerun", *words, "--json"]
     done = subprocess.run(argv, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600)
     return done.returncode, json.loads(done.stdout), done.stderr
 

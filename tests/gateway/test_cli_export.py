@@ -20,7 +20,7 @@ from tests.training.test_export import GOOD
 from training import lineage
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = "from gateway.cli.rerun import rerun; rerun()"
+COMMAND = "from gateway.cli import COMMANDS, main; COMMANDS['rerun'] = ('gateway.cli.rerun', 'rerun', ''); main()"
 
 
 async def run(gateway: Running, *words: str, command: tuple[str, ...] = ("-m", "gateway"), **environ: str) -> Any:
@@ -89,7 +89,7 @@ async def test_refusals_are_one_sentence(gateway: Running, tmp_path: Path) -> No
     ):
         code, answer, stderr = await run(gateway, "export", *words, "--json")
         assert (code, said in answer["error"]["message"]) == (1, True), (words, answer, stderr)
-        assert not Path(target).exists()
+    assert not (tmp_path / "out").exists()
 
 
 async def test_merged_by_name(gateway: Running, tmp_path: Path) -> None:
@@ -146,10 +146,10 @@ async def test_a_rerun_finds_its_job_by_version(gateway: Running, tmp_path: Path
     await gateway.started.gateway.adapters.register(done.folder / "adapter", "customer-service", promote=True)
     version = (lineage.read(done.folder) or {})["version"]
     for asked in ("customer-service", f"customer-service@{version}", "ftjob-one", str(done.folder)):
-        code, text, stderr = await run(gateway, asked, "--verify", **where)
+        code, text, stderr = await run(gateway, "rerun", asked, "--verify", **where)
         assert (code, text.startswith("The weights are byte-equal")) == (0, True), (asked, stderr)
     kept = str(tmp_path / "kept")
-    code, made, _ = await run(gateway, "ftjob-one", "--to", kept, "--json", **where)
+    code, made, _ = await run(gateway, "rerun", "ftjob-one", "--to", kept, "--json", **where)
     assert (code, made["path"], made["verdict"]["equal"]) == (0, kept, True)
     assert (Path(kept) / "adapter_model.safetensors").is_file()
 
@@ -160,14 +160,14 @@ async def test_a_rerun_that_differs_is_exit_1(gateway: Running, tmp_path: Path) 
     file = done.folder / "data" / "train.jsonl"
     file.write_text(file.read_text().replace("question 2", "question two"))
     where = {"command": ("-c", COMMAND), "LORAGATE_TRAINING_PYTHON": str(python)}
-    code, refused, _ = await run(gateway, "ftjob-one", "--verify", "--json", **where)
+    code, refused, _ = await run(gateway, "rerun", "ftjob-one", "--verify", "--json", **where)
     assert (code, "not be the same training" in refused["error"]["message"]) == (1, True)
-    code, told, stderr = await run(gateway, "ftjob-one", "--verify", "--anyway", "--json", **where)
+    code, told, stderr = await run(gateway, "rerun", "ftjob-one", "--verify", "--anyway", "--json", **where)
     assert (code, told["verdict"]["first"]["step"], told["error"]["code"]) == (1, 3, "not_reproduced")
     assert "Not as it was: data.train.jsonl" in stderr
-    code, _, stderr = await run(gateway, "ftjob-one", **where)
+    code, _, stderr = await run(gateway, "rerun", "ftjob-one", **where)
     assert (code, "--verify" in stderr) == (2, True)
-    code, refused, _ = await run(gateway, "other", "--verify", "--json", **where)
+    code, refused, _ = await run(gateway, "rerun", "other", "--verify", "--json", **where)
     assert code == 1
-    code, refused, _ = await run(gateway, f"other@{'0' * 12}", "--verify", "--json", **where)
+    code, refused, _ = await run(gateway, "rerun", f"other@{'0' * 12}", "--verify", "--json", **where)
     assert "No job on this machine made" in refused["error"]["message"]

@@ -56,7 +56,7 @@ def test_the_same_bundle_is_the_same_archive(tmp_path: Path) -> None:
     first = bundle.write(lora, manifest, tmp_path / "one.tar.gz")
     assert first.read_bytes() == bundle.write(lora, manifest, tmp_path / "two.tgz").read_bytes()
     with tarfile.open(first) as tar:
-        assert [(each.name, each.uid, each.uname) for each in tar][0] == ("a-b/README.md", 0, "")
+        assert next((each.name, each.uid, each.uname) for each in tar) == ("a-b/README.md", 0, "")
         assert len(tar.getnames()) == 4
 
 

@@ -102,21 +102,19 @@ def settings(model: Path, calibration: Path, out: Path, bits: int, samples: int)
 
 def calibrate(data: Path, out: Path) -> int:
     """Rows of `data` joined to texts that are long enough, as LLaMA-Factory wants them; how many. InvalidRequest."""
-    made = 0
+    made, size, piece = 0, 0, list[str]()
     with out.open("w", encoding="utf-8") as written:
-        piece: list[str] = []
-        size = 0
-        for _ in range(LETTERS):  # the data once more from its beginning, until there are enough
-            before = made
+        while made < SAMPLES:  # the data once more from its beginning, until there are enough
+            text = ""
             for text in _texts(data):
                 piece.append(text)
                 size += len(text)
                 if size >= LETTERS:
                     written.write(json.dumps({"text": "\n\n".join(piece)}, ensure_ascii=False) + "\n")
-                    made, piece, size = made + 1, [], 0
+                    made, size, piece = made + 1, 0, []
                 if made == SAMPLES:
-                    return made
-            if not size and made == before:
+                    break
+            if not text:
                 raise InvalidRequest(f"{data} holds no text to calibrate on: one row a line, JSON or plain.")
     return made
 
