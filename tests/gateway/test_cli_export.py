@@ -39,6 +39,10 @@ async def run(gateway: Running, *words: str, command: tuple[str, ...] = ("-m", "
     return child.returncode, json.loads(text) if "--json" in words else text, stderr.decode()
 
 
+async def again(gateway: Running, python: Path, *words: str) -> Any:
+    return await run(gateway, "rerun", *words, command=("-c", COMMAND), LORAGATE_TRAINING_PYTHON=str(python))
+
+
 async def registered(gateway: Running, seed: int = 1, **more: Any) -> str:
     """A version of customer-service, live; its digits."""
     folder = tiny_lora(gateway.data_dir / f"lora-{seed}", seed)
@@ -114,10 +118,10 @@ async def test_merged_into_another_base_than_it_was_trained_on(gateway: Running,
     other = base_model(tmp_path / "other")
     (other / "model.safetensors").write_bytes(b"others")
     words = ("export", "merged", str(done.folder / "adapter"), "--to", str(tmp_path / "out"), "--json", "--base")
-    where = {"LORAGATE_TRAINING_PYTHON": str(python)}
-    code, refused, _ = await run(gateway, *words, str(other), **where)
+    where = str(python)
+    code, refused, _ = await run(gateway, *words, str(other), LORAGATE_TRAINING_PYTHON=where)
     assert (code, "are not those that it was trained on" in refused["error"]["message"]) == (1, True)
-    code, made, _ = await run(gateway, *words, str(done.base), **where)
+    code, made, _ = await run(gateway, *words, str(done.base), LORAGATE_TRAINING_PYTHON=where)
     assert (code, len(made["notes"])) == (0, 1)
 
 
@@ -142,14 +146,13 @@ async def test_quantising_says_what_is_missing_or_which_tool(gateway: Running, t
 async def test_a_rerun_finds_its_job_by_version(gateway: Running, tmp_path: Path) -> None:
     python = fake_environment(tmp_path / "environment")
     done = finished(gateway.data_dir, python)
-    where = {"command": ("-c", COMMAND), "LORAGATE_TRAINING_PYTHON": str(python)}
     await gateway.started.gateway.adapters.register(done.folder / "adapter", "customer-service", promote=True)
     version = (lineage.read(done.folder) or {})["version"]
     for asked in ("customer-service", f"customer-service@{version}", "ftjob-one", str(done.folder)):
-        code, text, stderr = await run(gateway, "rerun", asked, "--verify", **where)
+        code, text, stderr = await again(gateway, python, asked, "--verify")
         assert (code, text.startswith("The weights are byte-equal")) == (0, True), (asked, stderr)
     kept = str(tmp_path / "kept")
-    code, made, _ = await run(gateway, "rerun", "ftjob-one", "--to", kept, "--json", **where)
+    code, made, _ = await again(gateway, python, "ftjob-one", "--to", kept, "--json")
     assert (code, made["path"], made["verdict"]["equal"]) == (0, kept, True)
     assert (Path(kept) / "adapter_model.safetensors").is_file()
 
@@ -159,15 +162,14 @@ async def test_a_rerun_that_differs_is_exit_1(gateway: Running, tmp_path: Path) 
     done = finished(gateway.data_dir, python)
     file = done.folder / "data" / "train.jsonl"
     file.write_text(file.read_text().replace("question 2", "question two"))
-    where = {"command": ("-c", COMMAND), "LORAGATE_TRAINING_PYTHON": str(python)}
-    code, refused, _ = await run(gateway, "rerun", "ftjob-one", "--verify", "--json", **where)
+    code, refused, _ = await again(gateway, python, "ftjob-one", "--verify", "--json")
     assert (code, "not be the same training" in refused["error"]["message"]) == (1, True)
-    code, told, stderr = await run(gateway, "rerun", "ftjob-one", "--verify", "--anyway", "--json", **where)
+    code, told, stderr = await again(gateway, python, "ftjob-one", "--verify", "--anyway", "--json")
     assert (code, told["verdict"]["first"]["step"], told["error"]["code"]) == (1, 3, "not_reproduced")
     assert "Not as it was: data.train.jsonl" in stderr
-    code, _, stderr = await run(gateway, "rerun", "ftjob-one", **where)
+    code, _, stderr = await again(gateway, python, "ftjob-one")
     assert (code, "--verify" in stderr) == (2, True)
-    code, refused, _ = await run(gateway, "rerun", "other", "--verify", "--json", **where)
+    code, refused, _ = await again(gateway, python, "other", "--verify", "--json")
     assert code == 1
-    code, refused, _ = await run(gateway, "rerun", f"other@{'0' * 12}", "--verify", "--json", **where)
+    code, refused, _ = await again(gateway, python, f"other@{'0' * 12}", "--verify", "--json")
     assert "No job on this machine made" in refused["error"]["message"]

@@ -69,8 +69,8 @@ def interpreter(folder: str, words: list[str]) -> None:
     if words[0] == "-c":  # does it have LLaMA-Factory?
         return
     if words[0].endswith("interpreter_child.py"):
-        with (here / "asked").open("a") as file:
-            file.write("x")
+        with (here / "asked").open("a") as count:
+            count.write("x")
         print((here / "facts.json").read_text())
         return
     request = json.loads(Path(words[1]).read_text())
