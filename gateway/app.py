@@ -37,6 +37,7 @@ from gateway.loading import Loader
 from gateway.metrics import GONE, Metrics
 from gateway.openai.callers import Callers
 from gateway.openai.checked import UploadChecks
+from gateway.openai.feedback import FeedbackRoutes
 from gateway.openai.files import STREAMED, FileRoutes
 from gateway.openai.fine_tuning import FineTuningRoutes
 from gateway.openai.models import Failing, ModelRoutes
@@ -53,6 +54,7 @@ from gateway.v1.limits import Ledger
 from gateway.v1.proxy import Proxy
 from gateway.v1.routes import Routes
 from gateway.v1.snapshot import Snapshot
+from training.feedback import DAY_S, FeedbackService
 from training.files import Files
 from training.places import Places
 from training.service import JobService
@@ -153,12 +155,26 @@ async def open_gateway(
         metrics.capacity = capacity.gauges
         _connect_gauges(metrics, proxy, status, reconciler)
         usage = UsageService(db, recorder)
+        feedback = await stack.enter_async_context(_open_feedback(settings, db, wall))
         arrivals = Arrivals(settings.adapter_store, clock=wall)
         stack.push_async_callback(arrivals.close)
         models = ModelRoutes(proxy, adapters, Failing(lambda: reconciler.residency))
         training = await _open_training(settings, db, metrics, stack)
         yield _behind_doors(
-            settings, proxy, health, status, keys, adapters, arrivals, canaries, usage, demand, models, training, wall
+            settings,
+            proxy,
+            health,
+            status,
+            keys,
+            adapters,
+            arrivals,
+            canaries,
+            usage,
+            feedback,
+            demand,
+            models,
+            training,
+            wall,
         )
 
 
@@ -172,6 +188,7 @@ def _behind_doors(
     arrivals: Arrivals,
     canaries: Canaries,
     usage: UsageService,
+    feedback: FeedbackService,
     demand: Demand,
     models: ModelRoutes,
     training: _Training,
@@ -198,6 +215,7 @@ def _behind_doors(
         jobs=training.jobs,
         following=following,
         places=training.places,
+        feedback=feedback,
         live_keys=lambda: proxy.snapshot.keys,
         status=status.document,
         ready=health.ready,
@@ -216,7 +234,9 @@ def _behind_doors(
         metrics=proxy.metrics,
         jobs=training.jobs,
         files=training.files,
-        public_app=create_public(proxy, health, models, files, fine_tuning),
+        public_app=create_public(
+            proxy, health, models, files, fine_tuning, FeedbackRoutes(proxy, feedback, settings.feedback)
+        ),
         admin_app=create_admin(services),
         metrics_app=create_metrics(proxy.metrics.render, services.new_id),
     )
@@ -228,6 +248,11 @@ async def _open_database(settings: Settings, stack: AsyncExitStack) -> Database:
     stack.callback(db.close)
     db.migrate()
     return db
+
+
+def _open_feedback(settings: Settings, db: Database, wall: Callable[[], float]) -> FeedbackService:
+    given = settings.feedback
+    return FeedbackService(db, clock=wall, keep_s=given.keep_days * DAY_S or None, most=given.max_per_key)
 
 
 async def _open_heartbeat(

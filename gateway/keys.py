@@ -33,7 +33,7 @@ __all__ = [
     "verify",
 ]
 
-SCOPES = frozenset({"inference", "training", "admin"})
+SCOPES = frozenset({"inference", "feedback", "training", "admin"})
 DEFAULT_GRACE_S = 3600.0  # long enough to roll a fleet, short enough for a leak
 MAX_GRACE_S = 30 * 86_400.0
 MAX_NAME = 128  # characters

@@ -1,5 +1,5 @@
-"""The public port's other routes, through FastAPI: models, files and fine-tuning (gateway/openai), liveness, readiness,
-404 for the rest.
+"""The public port's other routes, through FastAPI: models, files, fine-tuning and feedback (gateway/openai), liveness,
+readiness, 404 for the rest.
 
 Inference never comes here (gateway/v1/routes.py takes it first). Must not know how an answer is generated.
 """
@@ -11,6 +11,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from adapters.errors import ServiceError
 from gateway.errors import MethodNotAllowed, UnknownRoute
 from gateway.health import LIVE, Health
+from gateway.openai.feedback import FeedbackRoutes
 from gateway.openai.files import FileRoutes
 from gateway.openai.fine_tuning import FineTuningRoutes
 from gateway.openai.models import ModelRoutes
@@ -22,7 +23,12 @@ JSON = "application/json"
 
 
 def create_public(
-    proxy: Proxy, health: Health, models: ModelRoutes, files: FileRoutes, fine_tuning: FineTuningRoutes
+    proxy: Proxy,
+    health: Health,
+    models: ModelRoutes,
+    files: FileRoutes,
+    fine_tuning: FineTuningRoutes,
+    feedback: FeedbackRoutes,
 ) -> FastAPI:
     """The ASGI app behind the public port's connections."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -36,6 +42,7 @@ def create_public(
     app.include_router(models.router(answer))
     app.include_router(files.router(answer, new_id))
     app.include_router(fine_tuning.router(answer, new_id))
+    app.include_router(feedback.router(answer))
 
     @app.get("/livez")
     async def livez() -> Response:

@@ -162,6 +162,15 @@ class Training(Section):
     key_jobs_max: int = Field(default=16, ge=1)  # unfinished jobs of one key
 
 
+class FeedbackBounds(Section):
+    """What POST /v1/feedback takes, of keys with the scope feedback or training."""
+
+    keep_days: float = Field(default=365.0, ge=0)  # 0: for ever
+    max_body_bytes: int = Field(default=64 * 1024, ge=1024)
+    max_per_key: int = Field(default=10_000, ge=0)
+    per_minute: int = Field(default=120, ge=1)  # of one key
+
+
 class Log(Section):
     level: str = "info"
     requests: bool = False  # one line per inference request
@@ -185,6 +194,7 @@ class Settings(Section):
     model_limits: dict[str, ModelLimits] = {}
     usage: UsageRecords = UsageRecords()
     training: Training = Training()
+    feedback: FeedbackBounds = FeedbackBounds()
     log: Log = Log()
 
     @property

@@ -7,6 +7,7 @@ ServiceError
 │   └── NotServable       400 not_servable: it could be trained, and no engine here could serve the result
 ├── NotFound ── JobNotFound, FileMissing
 ├── Unavailable ── GatewayAway 503: the gateway that a worker needs does not answer now
+├── FeedbackFull      429 insufficient_quota: as much feedback of one key as is kept
 └── TrainingFailed        500 training_failed: the trainer ended badly; `problem` says how, and what may help
 """
 
@@ -38,6 +39,10 @@ class FileMissing(NotFound):
 
 class GatewayAway(Unavailable):
     code = "gateway_away"
+
+
+class FeedbackFull(ServiceError):
+    status, type, code = 429, "requests", "insufficient_quota"
 
 
 class TrainingFailed(ServiceError):

@@ -18,6 +18,7 @@ from gateway.admin import problems
 from gateway.admin.adapters import AdapterRoutes
 from gateway.admin.docs import DocRoutes
 from gateway.admin.edge import Edge
+from gateway.admin.feedback import FeedbackRoutes
 from gateway.admin.files import FileRoutes
 from gateway.admin.guard import Guard
 from gateway.admin.jobs import JobRoutes
@@ -29,6 +30,7 @@ from gateway.admin.usage import UsageRoutes
 from gateway.following import Following
 from gateway.keys import Key, KeyService, verify
 from gateway.usage import UsageService
+from training.feedback import FeedbackService
 from training.places import Places
 from training.service import JobService
 
@@ -51,6 +53,7 @@ class AdminServices:
     jobs: JobService
     following: Following
     places: Places
+    feedback: FeedbackService
     live_keys: Callable[[], Mapping[str, Key]] = field(repr=False)
     status: Callable[[], dict[str, Any]]
     ready: Callable[[], tuple[bool, dict[str, Any]]]
@@ -69,6 +72,7 @@ def create_admin(services: AdminServices) -> FastAPI:
     app.include_router(RenderRoutes(services.adapters).router())
     app.include_router(JobRoutes(services.jobs, services.following, services.places).router())
     app.include_router(UsageRoutes(services.usage).router())
+    app.include_router(FeedbackRoutes(services.feedback).router())
     app.include_router(StatusRoutes(services.status, services.ready, services.metrics).router())
     app.include_router(DocRoutes(app).router())
     app.add_middleware(Uploads, arrivals=services.arrivals)

@@ -37,7 +37,7 @@ IN_WORDS = {  # what a refusal says in place of the pattern
     GROUPS: "it is neither none nor some of key, model, day with commas between them",
 }
 
-Scope = Literal["inference", "training", "admin"]
+Scope = Literal["inference", "feedback", "training", "admin"]
 Ceiling = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 DailyTokens = Annotated[int, Field(strict=True, ge=1, le=2**53 - 1)]
 # Strict: `true` is no number. An ISO 8601 time is taken too, with its zone.

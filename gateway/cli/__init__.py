@@ -27,6 +27,7 @@ COMMANDS = {
     "jobs": ("gateway.cli.jobs", "jobs", "List, watch, pause and cancel training jobs."),
     "export": ("gateway.cli.export", "export", "Take an adapter, or a merged model, out of the gateway."),
     "migrate": ("gateway.cli.migrate", "migrate", "Bring fine-tuned models over from OpenAI's service."),
+    "feedback": ("gateway.cli.feedback", "feedback", "List, export and remove what callers said about answers."),
     "worker": ("gateway.cli.worker", "worker", "Run the worker that carries out training jobs."),
     "usage": ("gateway.cli.usage", "usage", "Show requests and tokens per key, model and day."),
 }

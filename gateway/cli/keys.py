@@ -12,7 +12,7 @@ from gateway.cli.durations import Span, Until
 from gateway.cli.session import Session, session
 
 PATH = "/admin/v1/keys"
-SCOPES = ("inference", "training", "admin")
+SCOPES = ("inference", "feedback", "training", "admin")
 COLUMNS = ("ID", "NAME", "SCOPES", "MODELS", "LIMITS", "EXPIRES", "CREATED", "REVOKED")
 LIMITS = (("rpm", "/min"), ("tpm", " tokens/min"), ("concurrency", " at once"), ("daily_tokens", " tokens/day"))
 

@@ -27,6 +27,7 @@ from gateway.canary import Trial
 from gateway.keys import Grant, Issued, Key, KeyService
 from gateway.usage import UsageRecorder, UsageService
 from tests import databases
+from training.feedback import FeedbackService
 
 
 @dataclass
@@ -107,6 +108,7 @@ def services(
         arrivals=arrivals,
         canary_figures=lambda name, canary: Trial(canary.version, 0.0).figures(canary.rules),
         usage=UsageService(db, recorder),
+        feedback=FeedbackService(db, clock=time.time, keep_s=None, most=1000),
         live_keys=lambda: live,
         status=status,
         ready=ready,
