@@ -178,7 +178,7 @@ class FeedbackRoutes:
         if bucket.refill(now) < 1:
             wait_s = max(1, math.ceil(bucket.wait_for(1)))
             raise RateLimited(
-                f"This key sends more than {self._bounds.per_minute} pieces of feedback a minute. Wait, then try again.",
+                f"This key sends more than {self._bounds.per_minute} pieces of feedback a minute. Try again later.",
                 retry_after_s=wait_s,
             )
         bucket.level -= 1

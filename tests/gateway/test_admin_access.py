@@ -67,7 +67,7 @@ async def test_every_route_declares_one_policy(room: AdminRoom) -> None:
 
 def calls(room: AdminRoom) -> list[tuple[str, str]]:
     filled = [
-        (method, route.path.format(key_id="A" * 12, name="none"))
+        (method, route.path.format(key_id="A" * 12, name="none", feedback_id="fb-1"))
         for route in routes(room.app.routes)
         for method in sorted(route.methods or ())
     ]

@@ -183,7 +183,7 @@ def test_what_fails_before_it_asks_is_one_document_too(argv: list[str], code: in
         (["statsu"], "No such command 'statsu'. Did you mean 'status'?"),
         (["adapter", "list"], "No such command 'adapter'. Did you mean 'adapters'?"),
         (["xyzzy"], "No such command 'xyzzy'."),
-        (["keys", "create", "--name", "a", "--scope", "all"], "'inference', 'training', 'admin'"),
+        (["keys", "create", "--name", "a", "--scope", "all"], "'inference', 'feedback', 'training', 'admin'"),
         (["usage", "--since", "yesterday"], "'yesterday' is no day. Write it as 2026-12-31."),
     ],
 )
