@@ -56,10 +56,10 @@ def _chat(item: Mapping[str, Any], with_good: bool) -> Mapping[str, Any] | str:
 
 
 def _preference(item: Mapping[str, Any]) -> Mapping[str, Any] | str:
-    answer, correction = item.get("answer"), item.get("correction")
+    answer, correction = item.get("answer") or "", item.get("correction")
     if correction is None:
         return "without a correction"
-    if not (answer or "").strip() or answer.strip() == correction.strip():
+    if answer.strip() in ("", correction.strip()):
         return "without the answer that was wrong"
     return {
         "input": {"messages": _messages(item), **_tools(item)},

@@ -122,7 +122,7 @@ async def test_strangers_and_models_that_a_key_may_not_use(gateway: Running) -> 
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found"), model
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "a word too many": ({"colour": "red"}, "colour", "Unknown parameter `colour`"),
     "no model": ({"model": None}, "model", "is required"),
     "no messages": ({"messages": []}, "messages", "at least 1 item"),

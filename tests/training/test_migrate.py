@@ -286,8 +286,8 @@ def test_the_estimate(prompts: Path) -> None:
 
 
 async def test_record_as_a_command(service: FakeOpenAI, prompts: Path, tmp_path: Path) -> None:
-    argv = ("migrate", "record", "--model", MODEL, "--prompts", prompts.name, "--to", "golden.jsonl")
-    argv = (*argv, "--base-url", service.url)
+    named = ("--prompts", prompts.name, "--to", "golden.jsonl")
+    argv = ("migrate", "record", "--model", MODEL, *named, "--base-url", service.url)
     code, shown, told = await loragate(tmp_path, *argv)
     assert (code, shown) == (2, "")
     assert "4 answers to record: about 60 tokens of prompts" in told

@@ -14,7 +14,7 @@ from training.migrate.golden import Prompt
 from training.migrate.remote import Remote, RemoteRefused
 
 # The reasoning models refuse to be greedy; for them these are left out.
-GREEDY: Mapping[str, Any] = {"temperature": 0, "seed": 0}
+GREEDY: dict[str, Any] = {"temperature": 0, "seed": 0}
 
 
 @dataclass(frozen=True, slots=True)

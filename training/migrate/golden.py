@@ -174,4 +174,4 @@ def _is_message(message: object) -> bool:
 
 
 def _is_answer(messages: Sequence[Mapping[str, Any]]) -> bool:
-    return messages[-1]["role"] == "assistant"
+    return bool(messages[-1]["role"] == "assistant")

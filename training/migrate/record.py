@@ -133,8 +133,17 @@ async def record(
 
         await each(wanted, one, at_once, done)
         os.fsync(file.fileno())
-    rows = len(_recorded(to, asker.model))
-    return Recorded(str(to), asker.model, rows, *spent, asker.greedy, tuple(sorted(failed, key=lambda f: f.row)))
+    fresh, prompt_tokens, tokens = spent
+    return Recorded(
+        file=str(to),
+        model=asker.model,
+        rows=len(_recorded(to, asker.model)),
+        fresh=fresh,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=tokens,
+        greedy=asker.greedy,
+        failed=tuple(sorted(failed, key=lambda failure: failure.row)),
+    )
 
 
 def _recorded(to: Path, model: str) -> frozenset[str]:

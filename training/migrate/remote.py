@@ -12,7 +12,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from adapters.errors import InvalidRequest, ServiceError, StorageFull
@@ -25,6 +25,7 @@ TIMEOUT_S = 300.0  # of one answer
 _AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504})
 
 Sleep = Callable[[float], Awaitable[Any]]
+T = TypeVar("T")
 
 
 class RemoteRefused(ServiceError):
@@ -81,7 +82,7 @@ class Remote:
         """The bytes at `path` into the file `to`, whole or not at all; how many. RemoteRefused, StorageFull."""
         return await self._again(lambda: self._download(path, to))
 
-    async def _again(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+    async def _again(self, ask: Callable[[], Awaitable[T]]) -> T:
         """`ask`, as often as the service says that it may help, with the waits that it names."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
