@@ -20,7 +20,7 @@ CALLS = st.lists(
     st.fixed_dictionaries({"name": NAME, "arguments": st.dictionaries(NAME, VALUES, max_size=3)}),
     min_size=1,
     max_size=2,
-).map(lambda calls: json.dumps(calls, ensure_ascii=False))
+).map(lambda calls: json.dumps([{"name": c["name"], "arguments": c["arguments"]} for c in calls], ensure_ascii=False))
 TOOLS = st.none() | st.lists(st.fixed_dictionaries({"name": NAME}), min_size=1, max_size=2).map(json.dumps)
 
 
