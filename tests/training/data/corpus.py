@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.extras import need
+
 GOOD = '{"messages":[{"role":"user","content":"What is rain?"},{"role":"assistant","content":"Water from clouds."}]}'
 
 
@@ -141,11 +143,8 @@ CASES = (
 
 def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
     """The rows as a Parquet file."""
-    import pyarrow
-    import pyarrow.parquet
-
     made = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), made)
+    need("pyarrow.parquet").write_table(need("pyarrow").Table.from_pylist(rows), made)
     path.write_bytes(made.getvalue())
     return path
 

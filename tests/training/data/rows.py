@@ -13,7 +13,7 @@ from training.data.row import Row, Turn
 # Few letters, and those that matter to readers of JSON, of templates, and of the trainer's marks.
 TEXT = st.text('ab "\\\n{}<|>,.é雨\u2028😀', min_size=1, max_size=12).filter(lambda text: text.strip())
 NAME = st.sampled_from(["weather", "f", "a_b"])
-VALUES = TEXT | st.sampled_from(
+VALUES: st.SearchStrategy[object] = TEXT | st.sampled_from(
     [None, True, 0, -1, 2**53, 1.5, [], {}, [1, {"a": "b"}], "</tool_call><tool_call>{{idx}}"]
 )
 CALLS = st.lists(

@@ -27,7 +27,7 @@ def test_check_shows_each_bad_row_and_ends_with_one(tmp_path: Path) -> None:
 
 def test_check_as_json_is_one_document_with_tokens_report_and_picture(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "问题,答案\n什么是雨？,云里的水。\n".encode())
-    files = ["--report", tmp_path / "r.json", "--picture", tmp_path / "p.png"]
+    files: list[str | Path] = ["--report", tmp_path / "r.json", "--picture", tmp_path / "p.png"]
     result = run("check", path, "--json", "--base", "demo", "--cutoff", "24", *files)
     document = json.loads(result.stdout)
     assert result.exit_code == 0
