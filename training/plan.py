@@ -15,11 +15,11 @@ from training.auto import Chooser
 from training.errors import RecipeInvalid
 from training.estimate import Shape
 from training.facts import DataFacts, Facts
+from training.fit import fit
 from training.methods import STAGES, TUNINGS
 from training.recipe import Recipe
 
 KEPT_CHECKPOINTS = 3
-PER_DEVICE_MAX = {"cpu": 8, "gpu": 16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,10 @@ def settle(recipe: Recipe, data: DataFacts, facts: Facts) -> Settled:
     choose.note(f"training.precision = {precision}: {why}.")
     rank, cutoff = choose.rank(), choose.cutoff()
     batch = choose.batch_size()
-    shape = _fit(recipe, facts, batch, Shape(rank, cutoff, 1, precision, recipe.gpus))
+    shape, shortened = fit(recipe, data, facts, batch, Shape(rank, cutoff, 1, precision, recipe.gpus))
+    cutoff = shape.cutoff
+    if shortened is not None:
+        choose.note(shortened)
     accumulation = max(1, round(batch / (shape.per_device * recipe.gpus)))
     on_each = f" on each of {recipe.gpus} GPUs" if recipe.gpus > 1 else ""
     times = "once" if accumulation == 1 else f"{accumulation} times"
@@ -134,49 +137,6 @@ class _Numbers:
     epochs: float
     steps: int
     seconds: float
-
-
-def _fit(recipe: Recipe, facts: Facts, batch: int, one: Shape) -> Shape:
-    """The most rows at once that divide the batch and fit the memory; RecipeInvalid with what would fit."""
-    least = 2 if recipe.method.stage == "kto" else 1  # KTO compares the rows of one device's batch
-    share = max(1, batch // recipe.gpus)
-    most = min(share, PER_DEVICE_MAX[estimate.device(facts)])
-    room = estimate.room(facts)
-
-    def needs(per_device: int, tried: Recipe = recipe, cutoff: int = one.cutoff) -> float:
-        shape = Shape(one.rank, cutoff, per_device, one.precision, recipe.gpus)
-        return estimate.total(estimate.memory(tried, facts, shape))
-
-    for per_device in range(max(most, least), least - 1, -1):
-        if (share % per_device == 0 or per_device == least) and needs(per_device) <= room:
-            return Shape(one.rank, one.cutoff, per_device, one.precision, recipe.gpus)
-    where = "a GPU" if facts.hardware.gpus else "this machine"
-    need = needs(least)
-    for key, smaller in _smaller(recipe, facts):
-        if needs(least, smaller) <= room:
-            raise RecipeInvalid(f"{_short(need, where, room)} Use {key}.", param=key.partition(":")[0])
-    for cutoff in (4096, 2048, 1024, 512, 256):
-        if cutoff < one.cutoff and needs(least, cutoff=cutoff) <= room:
-            raise RecipeInvalid(f"{_short(need, where, room)} Use training.cutoff: {cutoff}.", param="training.cutoff")
-    raise RecipeInvalid(f"{_short(need, where, room)} Serve and train a smaller base.", param="base")
-
-
-def _smaller(recipe: Recipe, facts: Facts) -> list[tuple[str, Recipe]]:
-    """Other methods that take less, the least different first."""
-    tunings = ["lora"] if not TUNINGS[recipe.method.tuning].adapter else []
-    if facts.hardware.gpus and facts.base.quantised is None and recipe.method.tuning != "qlora":
-        tunings.append("qlora")
-    return [
-        (
-            f"method.tuning: {tuning}",
-            recipe.model_copy(update={"method": recipe.method.model_copy(update={"tuning": tuning})}),
-        )
-        for tuning in tunings
-    ]
-
-
-def _short(need: float, where: str, room: float) -> str:
-    return f"It needs about {need:.1f} GB of memory even with one row at once, and {where} has {room:.1f} GB for it."
 
 
 def _check_disk(facts: Facts, disk: float) -> None:

@@ -217,6 +217,18 @@ def test_too_large_for_the_memory_names_what_would_fit(tmp_path: Path) -> None:
     assert long.param == "training.cutoff"
 
 
+def test_an_automatic_cutoff_gives_way_to_the_memory_where_it_cuts_few_rows(tmp_path: Path) -> None:
+    facts = large(tmp_path, SMALL_GPU)
+    few = DataFacts("sft", {400: 980, 3500: 20})
+    settled = settle(recipe(), few, facts)
+    assert settled.llamafactory["cutoff_len"] < 3500
+    assert settled.truncated_rows == 20
+    assert [note for note in settled.notes if "after all" in note]
+    with pytest.raises(RecipeInvalid) as refused:
+        settle(recipe(), DataFacts("sft", {400: 500, 3500: 500}), facts)
+    assert "method.tuning: qlora" in refused.value.message
+
+
 def test_a_full_disk_is_seen_before(tmp_path: Path) -> None:
     with pytest.raises(RecipeInvalid, match="GB of disk"):
         settle(recipe(), rows(), demo(Machine(2, 8, disk_free_gb=0.01)))
