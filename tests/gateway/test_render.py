@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.adapters.packing import of_folder
 from tests.fake_vllm import FakeVLLM
 from tests.gateway.admin_room import admin_room
 from tests.gateway.running import running
@@ -75,3 +76,18 @@ async def test_lineage_is_a_json_object(tmp_path: Path, body: str) -> None:
         answer = await room.root_client.post(ADAPTERS, content=text, headers={"content-type": "application/json"})
         assert answer.status_code == 400, answer.text
         assert "lineage" in answer.json()["error"]["message"]
+
+
+async def test_an_upload_brings_its_lineage_as_text(tmp_path: Path) -> None:
+    async with admin_room(tmp_path) as room:
+        tiny_lora(room.home / "lora", 1)
+        archive = of_folder(room.home / "lora", top="out/")
+        fields = {"name": "cs", "lineage": '{"seed": 7}'}
+        answer = await room.root_client.post(ADAPTERS, data=fields, files={"file": ("a.tar.gz", archive)})
+        assert answer.status_code == 201, answer.text
+        (version,) = answer.json()["versions"]
+        read = await room.root_client.get(f"{ADAPTERS}/cs/versions/{version['version']}/lineage")
+        assert read.json() == {"seed": 7}
+        odd = {"name": "cs", "lineage": "seed 7"}
+        refused = await room.root_client.post(ADAPTERS, data=odd, files={"file": ("a.tar.gz", archive)})
+        assert refused.status_code == 400
