@@ -118,9 +118,8 @@ class Chooser:
             value, why = value / 2, f"half of what {why} would get, as B learns faster here"
         else:
             why = f"what {why} gets"
-        rounded = float(f"{value:.1e}")
-        found = self._auto("training.learning_rate", training.learning_rate, rounded, f"{why} at a width of {WIDTH}, "
-                           f"fitted to this base's {self.base.hidden}")  # fmt: skip
+        why = f"{why} at a width of {WIDTH}, fitted to this base's {self.base.hidden}"
+        found = self._auto("training.learning_rate", training.learning_rate, float(f"{value:.1e}"), why)
         if training.learning_rate_multiplier != 1:
             found *= training.learning_rate_multiplier
             self.note(f"The learning rate is {found:.3g} with the multiplier {training.learning_rate_multiplier:g}.")
