@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given as given_any
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from tests.training.evaluate.figures import evaluation, failed, forgotten, line, lines
 from training.errors import RecipeInvalid
@@ -149,3 +152,18 @@ def test_an_unknown_metric_is_refused_by_name() -> None:
     with pytest.raises(RecipeInvalid, match=r"no metric beauty\. Use one of exact, ") as refused:
         Rules.of({"metric": "beauty"})
     assert refused.value.param == "gate.metric"
+
+
+SCORES = st.lists(st.tuples(*[st.sampled_from([0.0, 0.5, 1.0])] * 3), min_size=5, max_size=24)
+
+
+@given_any(SCORES, st.data())
+@settings(max_examples=40)
+def test_a_better_answer_never_turns_yes_into_no(scores: list[tuple[float, ...]], data: st.DataObject) -> None:
+    mine, live, base = ([row[at] for row in scores] for at in range(3))
+    at = data.draw(st.integers(0, len(mine) - 1))
+    better = [*mine[:at], 1.0, *mine[at + 1 :]]
+    rules = Rules("rouge_l", min_gain=0.1)
+    before = gate(evaluation(lines("rouge_l", candidate=mine, live=live, base=base)), rules)
+    after = gate(evaluation(lines("rouge_l", candidate=better, live=live, base=base)), rules)
+    assert after.passed or not before.passed
