@@ -198,9 +198,9 @@ def _check_paths(recipe: Recipe) -> None:
     for param, name in named.items():
         if not FILE_ID.fullmatch(name) and not os.path.isabs(name):
             raise InvalidRequest(
-                f"`recipe.{param}` must be a file's id, or an absolute path on the gateway's machine. "
+                f"`{param}` must be a file's id, or an absolute path on the gateway's machine. "
                 "`loragate train run` makes it one.",
-                param=f"recipe.{param}",
+                param=param,
             )
 
 

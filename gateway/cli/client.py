@@ -118,7 +118,7 @@ class AdminClient:
         timeout_s: without a byte in either direction.
         """
         asked = {name: value for name, value in (query or {}).items() if value is not None}
-        target = path + ("?" + urlencode(asked) if asked else "")
+        target = path + ("?" + urlencode(asked, doseq=True) if asked else "")
         status, text = self._exchange(method, target, _Json(body) if body is not None else content, timeout_s)
         return self._judged(status, text)
 

@@ -24,10 +24,13 @@ from adapters.sources.arrivals import Arrivals
 from gateway import store
 from gateway.admin.app import AdminServices, create_admin
 from gateway.canary import Trial
+from gateway.following import Following
 from gateway.keys import Grant, Issued, Key, KeyService
 from gateway.usage import UsageRecorder, UsageService
 from tests import databases
 from training.feedback import FeedbackService
+from training.places import Places
+from training.service import JobService
 
 
 @dataclass
@@ -39,6 +42,7 @@ class AdminRoom:
     keys: KeyService
     recorder: UsageRecorder
     app: FastAPI
+    following: Following
     url: str = ""
     root: str = field(default="", repr=False)
     root_client: httpx.AsyncClient = field(default_factory=lambda: httpx.AsyncClient(timeout=30, verify=False))
@@ -86,8 +90,10 @@ async def admin_room(home: Path) -> AsyncIterator[AdminRoom]:
         await stack.enter_async_context(recorder)
         arrivals = Arrivals(home / "adapters", clock=time.time, environ={}, first_pause_s=0.001)
         stack.push_async_callback(arrivals.close)
-        app = create_admin(services(db, home, keys, recorder, live, arrivals))
-        room = AdminRoom(home, db, keys, recorder, app, root=(home / "admin.key").read_text().strip())
+        jobs = JobService(db, clock=time.time, random_bytes=os.urandom)
+        following = Following(jobs, lambda: False, poll_s=0.02, heartbeat_s=0.05)
+        app = create_admin(services(db, home, keys, recorder, live, arrivals, jobs, following))
+        room = AdminRoom(home, db, keys, recorder, app, following, root=(home / "admin.key").read_text().strip())
         await room.root_client.aclose()
         room.url = await stack.enter_async_context(serving(app))
         room.root_client = await stack.enter_async_context(room.client(room.root))
@@ -101,6 +107,8 @@ def services(
     recorder: UsageRecorder,
     live: Mapping[str, Key],
     arrivals: Arrivals,
+    jobs: JobService,
+    following: Following,
 ) -> AdminServices:
     return AdminServices(
         keys=keys,
@@ -109,6 +117,9 @@ def services(
         canary_figures=lambda name, canary: Trial(canary.version, 0.0).figures(canary.rules),
         usage=UsageService(db, recorder),
         feedback=FeedbackService(db, clock=time.time, keep_s=None, most=1000),
+        jobs=jobs,
+        following=following,
+        places=Places(home),
         live_keys=lambda: live,
         status=status,
         ready=ready,
