@@ -43,15 +43,19 @@ class Run:
 
 
 def collect(run: Run) -> Path:
-    """The adapter's two files as everybody may read them (trainers write weights 0600); the folder that has them."""
-    made, kept = run.folder / OUTPUT / run.settled.adapter_folder, run.folder / ADAPTER
-    kept.mkdir(exist_ok=True)
+    """The adapter's two files, beside the run; the folder that has them."""
+    return two_files(run.folder / OUTPUT / run.settled.adapter_folder, run.folder / ADAPTER)
+
+
+def two_files(source: Path, target: Path) -> Path:
+    """Copy an adapter as everybody may read it (trainers write weights 0600); `target`. OSError."""
+    target.mkdir(parents=True, exist_ok=True)
     for name in FILES:
-        fresh = kept / f".{name}"
-        shutil.copyfile(made / name, fresh)
+        fresh = target / f".{name}"
+        shutil.copyfile(source / name, fresh)
         fresh.chmod(0o644)
-        os.replace(fresh, kept / name)
-    return kept
+        os.replace(fresh, target / name)
+    return target
 
 
 async def conclude(run: Run, gateway: Gateway, tell: Tell, phase: SetPhase) -> Finished:

@@ -1,4 +1,4 @@
-"""Ids as OpenAI's clients know them: a prefix that says what it is, and 24 letters and digits by chance."""
+"""Ids as OpenAI's clients know them (a prefix that says what it is, 24 letters and digits by chance), and names."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def mint(prefix: str, random_bytes: Callable[[int], bytes]) -> str:
         number, digit = divmod(number, len(_ALPHABET))
         digits.append(_ALPHABET[digit])
     return prefix + "".join(digits)
+
+
+def checkpoint_name(name: str, step: int) -> str:
+    """The public name of a checkpoint that can be asked."""
+    return f"{name}:ckpt-step-{step}"

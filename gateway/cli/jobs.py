@@ -39,7 +39,7 @@ def list_jobs(gateway: Session, states: tuple[str, ...], after: str | None, limi
 @session
 def show(gateway: Session, job_id: str) -> None:
     """One job: its newest figures, and what became of it."""
-    gateway.show(gateway.call("GET", f"{PATH}/{segment(job_id)}"), _shown)
+    gateway.show(gateway.call("GET", f"{PATH}/{segment(job_id)}"), shown)
 
 
 @jobs.command(epilog="Example: loragate jobs watch ftjob-2Xc4yVq9LmPz7RkD1nWbT8sH")
@@ -53,7 +53,7 @@ def watch(gateway: Session, job_id: str) -> None:
     """
     from gateway.cli.watching import watched
 
-    watched(gateway, job_id, _shown)
+    watched(gateway, job_id, shown)
 
 
 @jobs.command(epilog="Example: loragate jobs cancel ftjob-2Xc4yVq9LmPz7RkD1nWbT8sH --keep")
@@ -143,7 +143,7 @@ def _row(job: dict[str, Any]) -> tuple[object, ...]:
     )
 
 
-def _shown(job: dict[str, Any]) -> None:
+def shown(job: dict[str, Any]) -> None:
     progress, result, error = job["progress"] or {}, job["result"] or {}, job["error"] or {}
     tried = ", ".join(f"{name}={value}" for name, value in (error.get("try_this") or {}).items())
     running = job["state"] == "running"

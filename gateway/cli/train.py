@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from gateway.cli import output
+from gateway.cli.rerun import rerun
 from gateway.cli.session import Session, session
 
 
@@ -44,6 +45,46 @@ def plan(
     from gateway.cli.planning import planned
 
     gateway.show(planned(gateway, recipe, changes, base, max_lora_rank, parity), shown)
+
+
+@train.command(
+    short_help="Train, evaluate, register, and put live.",
+    epilog="Example: loragate train run configs/recipes/customer_service.yaml --then promote",
+)
+@click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting; repeatable.")
+@click.option("--then", help="Instead of the recipe's: register, promote, keep, or canary:PERCENT.")
+@click.option("--priority", type=click.IntRange(-100, 100), default=0, show_default=True, help="Larger is sooner.")
+@click.option("--detach", is_flag=True, help="Do not watch: print the job, and end.")
+@session
+def run(
+    gateway: Session, recipe: Path, changes: tuple[str, ...], then: str | None, priority: int, detach: bool
+) -> None:
+    """Make a job of RECIPE and watch it to its end: checked, trained, registered, evaluated, put live.
+
+    Exit code 0 if it succeeded and the gate let it through, 1 otherwise. Ctrl-C ends the watching, not the job.
+    """
+    from gateway.cli.jobs import shown as job_shown
+    from gateway.cli.watching import watched
+    from training.recipe import load
+
+    wanted = [*changes, *([f"then={_then(then)}"] if then is not None else [])]
+    body = {"recipe": load(recipe, wanted).document(), "priority": priority}
+    job = gateway.call("POST", "/admin/v1/jobs", body=body)
+    if detach:
+        gateway.show(job, job_shown)
+        return
+    click.echo(f"Job {job['id']}", err=True)
+    watched(gateway, job["id"], job_shown)
+
+
+def _then(text: str) -> str:
+    """`canary:10` as the YAML of a recipe."""
+    word, colon, percent = text.partition(":")
+    return f"{{canary: {percent}}}" if colon and word == "canary" else text
+
+
+train.add_command(rerun)
 
 
 def shown(document: dict[str, Any]) -> None:

@@ -20,11 +20,19 @@ from gateway.local.environments import Environments
 from gateway.local.hardware import GIB, Hardware, look
 from gateway.local.pins import kinds
 from gateway.local.places import Places as LocalPlaces
+from training.concluding import ADAPTER
+from training.digests import Digests
 from training.errors import GatewayAway
 from training.facts import Gpu, Machine
+from training.files import Files
 from training.gatewayclient import Address
+from training.interpreter import Interpreter
+from training.lineage import manifest, write
 from training.pipeline import Pipeline, Surroundings
 from training.places import Places
+from training.plan import Settled
+from training.publishing import Publisher
+from training.types import Job
 
 
 def open_steps(data: Path, db: Database, admin_url: str) -> Pipeline:
@@ -46,8 +54,8 @@ def open_steps(data: Path, db: Database, admin_url: str) -> Pipeline:
             environment=environment,
             existing=lambda: environments.existing(kind),
             machine=lambda: machine(look(os.environ), shutil.disk_usage(data).free),
-            lineage=lambda job, folder, settled: {"job": job.id, "settled": settled.document()},
-            after_training=_nothing,
+            lineage=lambda job, folder, settled: made(job, folder, settled, environments.existing(kind), places),
+            after_training=Publisher(db, Files(db, places.files, clock=time.time, random_bytes=os.urandom)),
         )
     )
 
@@ -75,8 +83,16 @@ def machine(hardware: Hardware, free_bytes: int | None = None) -> Machine:
     return Machine(hardware.cpus, hardware.memory / GIB, gpus, free)
 
 
-async def _nothing(*_: Any) -> Mapping[str, Any]:
-    return {}
+def made(job: Job, folder: Path, settled: Settled, python: Path | None, places: Places) -> Mapping[str, Any]:
+    """How the job's adapter was made, also written beside it. ChildFailed, AdapterRejected."""
+    trainer = Interpreter(python).facts() if python is not None else {}
+    adapter = folder / ADAPTER if settled.served == "adapter" else None
+    digests = Digests(places.root / "digests.json")
+    document = manifest(
+        job, folder, settled.document(), trainer=trainer, digests=digests, at=time.time(), adapter=adapter
+    )
+    write(folder, document)
+    return document
 
 
 def _line(path: Path) -> str | None:

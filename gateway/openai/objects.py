@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from training.ids import checkpoint_name
 from training.types import Checkpoint, Job, JobEvent, JobState, Outcome, StoredFile
 
 Document = dict[str, Any]
@@ -87,11 +88,6 @@ def checkpoint(made: Checkpoint, name: str) -> Document:
 
 def checkpoint_id(made: Checkpoint) -> str:
     return f"{CHECKPOINT}{made.job.rpartition('-')[2]}{made.step:06d}"
-
-
-def checkpoint_name(name: str, step: int) -> str:
-    """The public name of a checkpoint that can be asked."""
-    return f"{name}:ckpt-step-{step}"
 
 
 def page(objects: list[Document], has_more: bool) -> Document:
