@@ -40,9 +40,10 @@ def watched(gateway: Session, job_id: str, shown: Callable[[Document], None]) ->
     except KeyboardInterrupt:
         raise Refused(f"No longer watched. The job goes on: `loragate jobs watch {job_id}` comes back to it.") from None
     gateway.show(job, shown)
-    if job["state"] == "succeeded":
+    if job["state"] == "succeeded" and job["outcome"] != "rejected":
         return
-    why = (job["error"] or {}).get("message") or f"The job was {job['state']}."
+    verdict = (job["result"] or {}).get("verdict") if job["state"] == "succeeded" else None
+    why = verdict or (job["error"] or {}).get("message") or f"The job was {job['state']}."
     if gateway.as_json:  # its one document is out
         click.echo(why, err=True)
         raise SystemExit(1)

@@ -41,6 +41,10 @@ class Places:
         return self.data / "logs" / "gateway.log"
 
     @property
+    def worker_log(self) -> Path:
+        return self.data / "logs" / "worker.log"
+
+    @property
     def timings(self) -> Path:
         return self.data / "timings.json"
 
