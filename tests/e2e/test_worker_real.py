@@ -21,7 +21,7 @@ from training.run import process
 from training.service import JobService
 from training.types import Job, JobState
 
-pytestmark = [pytest.mark.trainer, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.trainer, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).resolve().parents[2]
 
 
