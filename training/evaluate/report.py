@@ -58,7 +58,7 @@ def _text(evaluation: Evaluation, rules: Rules, verdict: Verdict) -> Iterator[st
     rows = []
     for arm in arms:
         means = [_figure(evaluation.mean(arm, name)) for name in scored]
-        rows.append([f"{arm} `{evaluation.models[arm]}`", *means, _figure(evaluation.perplexity(arm))])
+        rows.append([f"{arm} `{evaluation.models[arm]}`", *means, _large(evaluation.perplexity(arm))])
     yield from _table(["", *(METRICS[name].title for name in scored), "Perplexity"], rows)
     yield from ("", f"## Differences, row by row, with {CONFIDENCE:.0%} intervals", "")
     yield from _table(
@@ -179,6 +179,10 @@ def _three(interval: Any) -> tuple[float, float, float]:
 
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+def _large(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
