@@ -24,11 +24,15 @@ _LABELS = {"true": True, "1": True, "yes": True, "good": True, "false": False, "
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a file's records are. columns: role → column (columns.py); unused: columns that are not read."""
+    """What a file's records are. columns: role → column (columns.py); unused: columns that are not read.
+
+    late: roles that no record had from which the form was guessed; a later one may, under the role's own name.
+    """
 
     name: str
     columns: Mapping[str, str]
     unused: tuple[str, ...] = ()
+    late: tuple[str, ...] = ()
 
     @property
     def trains(self) -> Trains:
@@ -65,7 +69,9 @@ def _form(name: str, columns: Mapping[str, str], names: Sequence[str]) -> Form:
     if "messages" in columns:
         wanted = tuple(role for role in wanted if role not in ("instruction", "input", "output", "history"))
     used = {role: columns[role] for role in (*wanted, "parent") if role in columns}
-    return Form(name, used, tuple(name for name in names if name not in used.values()))
+    unused = tuple(name for name in names if name not in used.values())
+    late = {"system", "tools", "history", "input", "parent"} & {*wanted, "parent"} - used.keys() - set(names)
+    return Form(name, used, unused, tuple(sorted(late)))
 
 
 def _is_openai_preference(names: Sequence[str]) -> bool:
@@ -129,6 +135,7 @@ def row_of(form: Form, record: Record) -> Row | Finding:
     """The row that a record is, or why it is none."""
     try:
         fields = {role: record.value.get(column) for role, column in form.columns.items()}
+        fields |= {role: record.value[role] for role in form.late if role in record.value}
         if all(value is None or value == "" for role, value in fields.items() if role != "parent"):
             columns = listed(tuple(form.columns.values()), 4)
             kind = "empty" if record.value.keys() & set(form.columns.values()) else "wrong_form"
@@ -168,12 +175,13 @@ def _asked(form: Form, fields: Mapping[str, Any]) -> tuple[Turn, ...]:
     if "instruction" not in form.columns:
         return ()
     if isinstance(fields.get("instruction"), list):
-        return turns_of(fields["instruction"], form.columns["instruction"])
-    parts = []
-    for role in ("instruction", "input"):
-        if fields.get(role) not in (None, ""):
-            parts.append(text_of(fields[role], f"`{form.columns[role]}`"))
-    turns = (*_history(fields.get("history")), Turn(USER, "\n".join(parts)))
+        turns = turns_of(fields["instruction"], form.columns["instruction"])
+    else:
+        parts = []
+        for role in ("instruction", "input"):
+            if fields.get(role) not in (None, ""):
+                parts.append(text_of(fields[role], f"`{form.columns.get(role, role)}`"))
+        turns = (*_history(fields.get("history")), Turn(USER, "\n".join(parts)))
     if form.name == "dpo":
         return turns
     answer = fields.get("output")

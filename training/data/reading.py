@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from training.data.columns import listed
 from training.data.finding import Finding, found
 from training.data.forms import Form, Trains, row_of, settle
 from training.data.records import Container, OnBytes, Record, container, csv_header, records
 from training.data.row import Row
 from training.errors import DataRejected
 
+MOST_COLUMNS = 1000  # whose first appearance is told
 HEAD_RECORDS = 50  # that a form is guessed from
 
 
@@ -53,8 +55,16 @@ class Data:
             yield found("bom", "The file begins with a byte order mark, which is passed over.")
         elif self.container.bom:
             yield found("recoded", f"The file is read as {self.container.encoding.upper()}. UTF-8 is safer.")
+        known = {*self.shape.columns.values(), *self.shape.unused, *self.shape.late}
         for record in records(self.path, self.container, on_bytes):
-            yield record if isinstance(record, Finding) else row_of(self.shape, record)
+            if isinstance(record, Finding):
+                yield record
+                continue
+            if len(known) < MOST_COLUMNS and not record.value.keys() <= known:
+                late = sorted(record.value.keys() - known)
+                yield found("unused", f"Not read: {listed(late)}, first seen in row {record.number}.")
+                known.update(late)
+            yield row_of(self.shape, record)
         if on_bytes is not None:
             on_bytes(self.size_bytes)
 

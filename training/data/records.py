@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from training.data.finding import Finding, found
-from training.data.json_values import MAX_RECORD, Piece, broken, values
+from training.data.json_values import MAX_RECORD, Piece, broken, not_utf8, values
 from training.errors import DataRejected
 from training.extras import need
 
@@ -247,7 +247,7 @@ def _fields(header: list[str], fields: list[str], number: int) -> Record | Findi
             number,
         )
     if any("\udc80" <= char <= "\udcff" for field in fields if not field.isascii() for char in field):
-        return found("encoding", "Bytes that are not UTF-8. Save the file as UTF-8.", number)
+        return found("encoding", not_utf8(",".join(fields).encode("utf-8", "surrogateescape")), number)
     return Record(number, dict(zip(header, fields, strict=True)))
 
 

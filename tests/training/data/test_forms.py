@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.training.data.corpus import lines, parquet, write
+from training.data.finding import Finding
 from training.data.reading import open_data
 from training.data.row import Row, Turn
 from training.errors import DataRejected
@@ -42,6 +43,11 @@ FORMS: list[tuple[str, dict[str, Any], Row]] = [
     ),
     ("qa", {"question": ASKED, "answer": ANSWER}, Row(1, TURNS)),
     ("qa", {"prompt": ASKED, "completion": ANSWER}, Row(1, TURNS)),
+    (
+        "qa",
+        {"prompt": [{"role": "user", "content": ASKED}], "completion": [{"role": "assistant", "content": ANSWER}]},
+        Row(1, TURNS),
+    ),
     ("qa", {"Input": ASKED, "Output": ANSWER}, Row(1, TURNS)),
     ("qa", {"问题": ASKED, "答案": ANSWER}, Row(1, TURNS)),
     (
@@ -136,6 +142,13 @@ def test_given_columns_win_over_the_guess(tmp_path: Path) -> None:
         open_data(path, form="chatml")
     with pytest.raises(DataRejected, match="needs messages"):
         open_data(path, form="openai")
+
+
+def test_columns_that_appear_late_are_read_or_told(tmp_path: Path) -> None:
+    plain = {"question": ASKED, "answer": ANSWER}
+    rows = list(open_data(write(tmp_path, "a.jsonl", lines(*[plain] * 60, {**plain, **SAID, "mood": "good"}))).rows())
+    assert rows[-1] == Row(61, WITH_SYSTEM)
+    assert [row.message for row in rows if isinstance(row, Finding)] == ["Not read: 'mood', first seen in row 61."]
 
 
 def test_tool_calls_old_and_new_are_read(tmp_path: Path) -> None:
