@@ -104,15 +104,14 @@ class Tokenizer:
             raise TemplateRefused(str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__) from None
 
     def _texts(self, row: Row) -> list[str]:
-        """What is to be counted: prompt, all of it, the last answer; then the other one, or earlier answers."""
-        prompt = self.render(row.turns[:-1], row.tools, ask=True)
-        texts = [prompt, self.render(row.turns, row.tools), row.turns[-1].content]
+        """What is to be counted: the prompt and all of it; then the other answer, or earlier ones and the last."""
+        texts = [self.render(row.turns[:-1], row.tools, ask=True), self.render(row.turns, row.tools)]
         if row.rejected is not None:
             return [*texts, self.render((*row.turns[:-1], row.rejected), row.tools)]
         for place, turn in enumerate(row.turns[:-1]):
             if turn.role == ASSISTANT and turn.trained:
                 texts.append(turn.content if turn.calls is None else self._called(row, place))
-        return texts
+        return texts if len(texts) == 2 else [*texts, row.turns[-1].content]
 
     def _called(self, row: Row, place: int) -> str:
         """What the template makes of a turn that calls tools, its end included."""
@@ -126,13 +125,15 @@ def _earlier(row: Row) -> list[Turn]:
 
 
 def _counts(row: Row, lengths: Sequence[int]) -> tuple[int, int]:
-    prompt, whole, content, *more = lengths
-    last = max(whole - prompt, content)
+    prompt, whole, *more = lengths
+    last = max(whole - prompt, 1)
     if row.rejected is not None:
         return prompt, max(last, more[0] - prompt)
-    end = last - content  # what ends an answer
-    ended = sum(turn.calls is None for turn in _earlier(row))
-    learned = (last if row.turns[-1].trained else 0) + sum(more) + end * ended
+    learned = last if row.turns[-1].trained else 0
+    if more:
+        *earlier, content = more
+        end = max(last - content, 0)  # what ends an answer
+        learned += sum(earlier) + end * sum(turn.calls is None for turn in _earlier(row))
     return max(whole, prompt + last) - learned, learned
 
 
