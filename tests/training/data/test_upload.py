@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +127,10 @@ def test_any_json_is_judged(rows: list[Any], tmp_path: Path) -> None:
     problem, examples = check_upload(write(tmp_path, "a", "".join(json.dumps(row) + "\n" for row in rows).encode()))
     assert problem is None or problem.startswith(("Invalid file format. ", NOT_JSONL))
     assert 0 <= examples <= len(rows)
+
+
+def test_the_gateway_process_loads_no_library_of_the_extra() -> None:
+    heavy = ("numpy", "pyarrow", "tokenizers", "jinja2.sandbox", "datasketch", "py3langid", "matplotlib")
+    code = f"import sys, training.data.upload, training.data.check, gateway.cli.datasets; print([n for n in {heavy} if n in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True).stdout
+    assert shown.strip() == "[]"
