@@ -121,7 +121,7 @@ class Files:
         """What the check of its content said."""
         await self._db.write(lambda conn: store.set_status(conn, file_id, status, details))
 
-    async def delete(self, file_id: str, owner: str | None = None) -> None:
+    async def remove(self, file_id: str, owner: str | None = None) -> None:
         """Row first, then bytes. FileMissing. Jobs that run have their own copy."""
 
         def forget(conn: sa.Connection) -> None:
@@ -137,7 +137,7 @@ class Files:
         gone = await self._db.read(lambda conn: store.expired(conn, now))
         for file_id in gone:
             with suppress(FileMissing):  # its owner was quicker
-                await self.delete(file_id)
+                await self.remove(file_id)
         return gone
 
     def path(self, file_id: str) -> Path:

@@ -93,6 +93,22 @@ def refuse(found: list[Difference]) -> None:
         )
 
 
+def devices(manifest: Mapping[str, Any]) -> str:
+    """CUDA_VISIBLE_DEVICES: as many GPUs as then; "" for the processor."""
+    then = manifest["environment"]
+    return ",".join(map(str, range(max(1, int(then.get("count") or 1))))) if then.get("device") == "gpu" else ""
+
+
+def check_devices(manifest: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
+    """InvalidRequest where it was trained on GPUs that are not here."""
+    wanted = devices(manifest).count(",") + 1 if devices(manifest) else 0
+    if wanted > len(trainer.get("gpus") or ()):
+        raise InvalidRequest(
+            f"It was trained on {wanted} GPU, and the training environment sees {len(trainer.get('gpus') or ())} here. "
+            "Run this on a machine like the first one."
+        )
+
+
 def prepare(manifest: Mapping[str, Any], folder: Path, fresh: Path, base: Path) -> Path:
     """Lay the run out in `fresh`, an empty folder of its own, from the manifest's settings; returns its train.yaml.
 
@@ -161,19 +177,15 @@ def _parting(then: list[Any], now: list[Any]) -> list[Step]:
 
 
 def _like(python: Interpreter, manifest: Mapping[str, Any]) -> Interpreter:
-    """On the same kind of device, and with as many threads: another number sums in another order."""
+    """With as many threads: another number sums in another order."""
     then = manifest["environment"]
     more = dict(python.more)
     threads = then.get("threads")
     if threads and python.facts().get("threads") != threads:
         more |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    gpus = ""
-    if then.get("device") == "gpu":
-        count = max(1, int(then.get("count") or 1))
-        gpus = ",".join(str(at) for at in range(count))
-        if manifest.get("deepspeed"):
-            more["FORCE_TORCHRUN"] = "1"
-    return replace(python, gpus=gpus, more=more)
+    if manifest.get("deepspeed"):
+        more["FORCE_TORCHRUN"] = "1"  # LLaMA-Factory wants it even on one GPU
+    return replace(python, more=more)
 
 
 def _steps(output: Path) -> tuple[int, int] | None:

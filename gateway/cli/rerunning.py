@@ -35,7 +35,8 @@ def rerun(gateway: Session, text: str, *, target: Path | None, base: Path | None
     at = base.absolute() if base is not None else Path(str(lineage.read_settings(folder).get("model_name_or_path")))
     if not (at / "config.json").is_file():
         raise InvalidRequest(f"The base {manifest['base']['id']} is not in {at} any more. Name its folder with --base.")
-    python = trainer.interpreter(places.data)
+    python = trainer.interpreter(places.data, again.devices(manifest))
+    again.check_devices(manifest, python.facts())
     digests = Digests(places.root / "digests.json")
     changed = again.changed(manifest, folder, at, python.facts(), digests)
     if not anyway:

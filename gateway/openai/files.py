@@ -68,7 +68,7 @@ class FileRoutes:
             return FileResponse(path, headers=headers, media_type="application/octet-stream", filename=found.filename)
 
         async def delete(file_id: str, request: Request) -> Response:
-            await self._files.delete(file_id, sees(self._callers.training(request)))
+            await self._files.remove(file_id, sees(self._callers.training(request)))
             return answer(200, wire.encode({"id": file_id, "object": "file", "deleted": True}))
 
         router.add_api_route(PATH, create, methods=["POST"], response_model=None)
@@ -96,10 +96,10 @@ class FileRoutes:
         try:
             problem = await self._check(self._files.path(kept.id))
         except BaseException:
-            await self._files.delete(kept.id)
+            await self._files.remove(kept.id)
             raise
         if problem is not None:
-            await self._files.delete(kept.id)
+            await self._files.remove(kept.id)
             raise DataRejected(problem, param="file")
         await self._files.set_status(kept.id, FileStatus.PROCESSED)
         return wire.encode(objects.file(await self._files.show(kept.id)))

@@ -65,9 +65,19 @@ async def test_every_route_declares_one_policy(room: AdminRoom) -> None:
     assert {route.path for route in found if policies(route) == {public}} == guard.OPEN
 
 
+FILLED = {
+    "key_id": "A" * 12,
+    "name": "none",
+    "version": "0" * 12,
+    "file": "adapter_config.json",
+    "job": "ftjob-" + "A" * 24,
+    "feedback_id": "fb-1",
+}
+
+
 def calls(room: AdminRoom) -> list[tuple[str, str]]:
     filled = [
-        (method, route.path.format(key_id="A" * 12, name="none", feedback_id="fb-1"))
+        (method, route.path.format(**FILLED))
         for route in routes(room.app.routes)
         for method in sorted(route.methods or ())
     ]

@@ -86,6 +86,17 @@ def test_as_many_threads_as_then_give_the_same_bytes(done: Finished, tmp_path: P
     assert verdict.changed == ("environment.threads: 2 then, 8 now",)
 
 
+def test_gpus_that_are_not_here_are_said(done: Finished) -> None:
+    manifest = lineage.read(done.folder) or {}
+    assert rerun.devices(manifest) == ""
+    rerun.check_devices(manifest, {"gpus": []})
+    on_two = {**manifest, "environment": {**manifest["environment"], "device": "gpu", "count": 2}}
+    assert rerun.devices(on_two) == "0,1"
+    rerun.check_devices(on_two, {"gpus": ["H200", "H200"]})
+    with pytest.raises(InvalidRequest, match="trained on 2 GPU, and the training environment sees 1"):
+        rerun.check_devices(on_two, {"gpus": ["H200"]})
+
+
 def test_weights_that_differ_behind_equal_figures_are_told(done: Finished, tmp_path: Path) -> None:
     verdict = again(done, tmp_path / "fresh", weights={"adapter_model.safetensors": "0" * 64})
     assert (verdict.equal, verdict.first) == (False, None)
