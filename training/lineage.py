@@ -185,6 +185,20 @@ def read(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def is_manifest(document: Mapping[str, Any]) -> bool:
+    """Whether it is one of ours: whoever registers a version may say anything about it."""
+    inner = [document.get(key) for key in ("base", "data", "settings", "environment", "packages", "log", "plan")]
+    inner += [document.get("evaluation"), document.get("recipe"), (_table(document.get("base"))).get("files")]
+    rows = [*_table(document.get("data")).values()]
+    logged = _table(document.get("log")).get("losses") or []
+    return (
+        document.get("schema") == SCHEMA
+        and all(each is None or isinstance(each, Mapping) for each in (*inner, *rows))
+        and isinstance(logged, list)
+        and all(isinstance(row, list) and len(row) == 4 for row in logged)
+    )
+
+
 def dumped(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -254,6 +268,10 @@ def _flat(at: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _flat(f"{at}.{key}", inner)
     elif value is not None:
         yield at, value
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _short(value: Any) -> str:

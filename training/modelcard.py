@@ -154,9 +154,14 @@ def _lineage(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield from _table(("", "sha256"), rows)
     yield ""
-    versions = [f"{name} {packages[name]}" for name in _PACKAGES if name in packages]
-    where = f"{environment.get('system')} {environment.get('machine')}, {environment.get('device')}"
-    yield f"Python {manifest.get('python')}, {', '.join(versions)}; {where}; seed {manifest.get('seed')}."
+    python, seed = manifest.get("python"), manifest.get("seed")
+    told = [
+        f"Python {python}" if python else None,
+        *(f"{name} {packages[name]}" for name in _PACKAGES if name in packages),
+    ]
+    told += [_plain(environment[key]) for key in ("system", "machine", "device") if environment.get(key)]
+    told.append(f"seed {seed}" if seed is not None else None)
+    yield ", ".join(each for each in told if each) + "."
 
 
 def _scores(manifest: Mapping[str, Any]) -> dict[str, dict[str, float]]:

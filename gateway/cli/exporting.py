@@ -120,7 +120,8 @@ def serve(gateway: Session, name: str, base: str | None, model: str | None) -> d
     if folder is not None:
         return serving.serving(folder, base, model).document()
     chosen = versions.choose(gateway, name)
-    manifest = chosen.lineage or {}
+    known = chosen.lineage or {}
+    manifest = known if lineage.is_manifest(known) else {}
     rank = {"r": manifest.get("rank")} if manifest.get("rank") else _config(gateway, chosen)
     named = base or (manifest.get("base") or {}).get("id") or gateway.call("GET", "/admin/v1/status").get("base")
     target = f"./{chosen.name.replace(':', '-')}"
@@ -146,6 +147,8 @@ def _manifest(known: dict[str, Any] | None, name: str, folder: Path, created: in
     plain = bundle.unknown(name, folder, created)
     if known is None:
         return plain
+    if not lineage.is_manifest(known):
+        return {**plain, "told": known}
     return {**plain, **known, "name": known.get("name") or name, "version": plain["version"], "digest": plain["digest"]}
 
 

@@ -91,7 +91,7 @@ def _found(gateway: Session, places: Places, text: str) -> Path:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     found = lineage.read(folder)
-    if found is None or found.get("schema") != lineage.SCHEMA or not found.get("weights"):
+    if found is None or not lineage.is_manifest(found) or not found.get("weights"):
         raise InvalidRequest(
             f"{folder.name} has no manifest: it did not end, or it is older than manifests are. Train it anew."
         )

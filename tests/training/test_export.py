@@ -151,7 +151,7 @@ def test_an_adapter_is_served_beside_its_base(tmp_path: Path) -> None:
 
 def test_a_model_is_served_by_itself(tmp_path: Path) -> None:
     base = base_model(tmp_path / "merged")
-    lineage.write(base, {"name": "cs"})
+    lineage.write(base, {"schema": 1, "name": "cs"})
     assert serving.serving(base).argv == ("vllm", "serve", str(base), "--served-model-name", "cs")
     (base / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
     assert any("quantised (gptq)" in note for note in serving.serving(base).notes)

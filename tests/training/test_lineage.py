@@ -100,6 +100,19 @@ def test_a_long_log_is_thinned(tmp_path: Path) -> None:
     assert (len(found), found[0][0], found[1][0]) == (8334, 1, 4)
 
 
+def test_what_others_say_about_a_version_is_no_manifest(done: Finished) -> None:
+    ours = done.manifest()
+    assert lineage.is_manifest(ours)
+    for key, value in (
+        ("schema", 2),
+        ("base", "a"),
+        ("base", {"files": []}),
+        ("data", {"x": 1}),
+        ("log", {"losses": [1]}),
+    ):
+        assert not lineage.is_manifest({**ours, key: value}), (key, value)
+
+
 def test_a_folder_without_settings_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"there is no train\.yaml"):
         lineage.read_settings(tmp_path)

@@ -46,6 +46,7 @@ def serving(folder: Path, base: str | None = None, name: str | None = None) -> S
     """How vLLM serves `folder`. base: the base's folder or hub id; name: for clients. InvalidRequest."""
     whole = folder.absolute()
     manifest = lineage.read(whole) or {}
+    manifest = manifest if lineage.is_manifest(manifest) else {"name": manifest.get("name")}
     config = _table(whole / CONFIG)
     model = name or str(manifest.get("name") or "") or whole.name
     if config is not None and (whole / WEIGHTS).is_file():
