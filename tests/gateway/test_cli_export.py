@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from adapters import intake
+from gateway.cli.client import AdminClient, Place, Refused
 from tests.gateway.running import Running
 from tests.gateway.tiny_lora import tiny_lora
 from tests.training.fake_environment import fake_environment, measures
@@ -78,6 +80,41 @@ async def test_the_lineage_that_the_gateway_knows_goes_along(gateway: Running, t
     assert (code, made["lineage"], made["notes"]) == (0, True, [])
     document = lineage.read(tmp_path / "out") or {}
     assert (document["job"], document["version"]) == ("ftjob-one", live)
+
+
+async def test_what_others_said_is_kept_as_they_said_it(gateway: Running, tmp_path: Path) -> None:
+    live = await registered(gateway, lineage=json.dumps({"base": "mine", "made_by": "ada"}))
+    async with gateway.admin() as http:
+        path = f"/admin/v1/adapters/customer-service/versions/{live}/lineage"
+        if (await http.get(path)).status_code == 404:
+            pytest.skip("this gateway does not tell lineage yet")
+    code, _, stderr = await run(gateway, "export", "adapter", "customer-service", "--to", str(tmp_path / "out"))
+    assert code == 0, stderr
+    document = lineage.read(tmp_path / "out") or {}
+    assert document["told"] == {"base": "mine", "made_by": "ada"}
+    assert document["version"] == live
+
+
+@pytest.mark.parametrize("length", ["1000", "5", None])
+async def test_a_download_that_is_cut_off_is_no_file(length: str | None) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        said = f"content-length: {length}\r\n" if length else ""
+        writer.write(f"HTTP/1.1 200 OK\r\n{said}connection: close\r\n\r\nhello".encode())
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        place = Place(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "key", "a test")
+        sink = io.BytesIO()
+        fetch = asyncio.to_thread(AdminClient(place).download, "/file", sink, lambda done, total: None)
+        if length == "5":
+            await fetch
+            assert sink.getvalue() == b"hello"
+        else:
+            with pytest.raises(Refused, match="broke off after 5 of"):
+                await fetch
 
 
 async def test_refusals_are_one_sentence(gateway: Running, tmp_path: Path) -> None:
