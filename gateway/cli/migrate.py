@@ -244,7 +244,7 @@ def _key(gateway: Session, model: str) -> Iterator[str]:
     """A key of this gateway that may ask `model`, gone again at the end."""
     given = os.environ.get("LORAGATE_API_KEY")
     if given:
-        yield given.strip()
+        yield _plain(given, "LORAGATE_API_KEY")
         return
     body = {"name": "loragate migrate compare", "models": [model.partition("@")[0]]}
     made = gateway.call("POST", "/admin/v1/keys", body=body | {"expires_at": int(time.time()) + 86_400})
@@ -258,8 +258,14 @@ def _openai_key() -> str:
     key = os.environ.get(KEY, "").strip()
     if not key:
         raise InvalidRequest(f"Set {KEY} to your key of the old service. It is sent there and nowhere else.")
+    return _plain(key, KEY)
+
+
+def _plain(key: str, name: str) -> str:
+    """A key as a header takes it."""
+    key = key.strip()
     if not key.isascii() or not key.isprintable():
-        raise InvalidRequest(f"{KEY} has odd characters in it. Copy the key again.")
+        raise InvalidRequest(f"{name} has odd characters in it. Copy the key again.")
     return key
 
 

@@ -37,6 +37,7 @@ class FakeOpenAI:
         self.asked: list[dict[str, Any]] = []  # bodies of chat
         self.busiest = 0  # chat requests at once
         self.gate: asyncio.Event | None = None  # chat waits for it
+        self.answers_before_gate = 0
         self._now = 0
         self.url = ""
 
@@ -150,7 +151,7 @@ class FakeOpenAI:
         self._now += 1
         self.busiest = max(self.busiest, self._now)
         try:
-            if self.gate is not None:
+            if self.gate is not None and len(self.asked) > self.answers_before_gate:
                 await self.gate.wait()
             return self._completion(body)
         finally:

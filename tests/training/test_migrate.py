@@ -222,6 +222,27 @@ async def test_a_run_that_ended_goes_on(kit: Kit, service: FakeOpenAI, prompts: 
         await keep(kit, to, prompts, model="ft:other")
 
 
+async def test_kill_9_costs_no_answer(service: FakeOpenAI, prompts: Path, tmp_path: Path) -> None:
+    to = tmp_path / "golden.jsonl"
+    named = ("--prompts", prompts.name, "--to", to.name, "--base-url", service.url, "--at-once", "1", "--yes")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": KEY, "LORAGATE_HOME": str(tmp_path)}
+    argv = (sys.executable, "-m", "gateway", "migrate", "record", "--model", MODEL, *named)
+    child = await asyncio.create_subprocess_exec(
+        *argv, cwd=tmp_path, env=env, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+    )
+    service.answers_before_gate = 2
+    service.gate = asyncio.Event()
+    async with asyncio.timeout(60):
+        while len(service.asked) < 3:  # two were answered, the third is asked: the second is on disk
+            await asyncio.sleep(0.01)
+    child.kill()
+    await child.wait()
+    assert len(read_golden(to)) == 2
+    service.gate.set()
+    code, shown, _ = await loragate(tmp_path, "migrate", "record", "--model", MODEL, *named, "--json")
+    assert (code, json.loads(shown)["fresh"], json.loads(shown)["rows"]) == (0, 2, 4)
+
+
 async def test_it_waits_as_long_as_it_is_told(kit: Kit, service: FakeOpenAI, prompts: Path, tmp_path: Path) -> None:
     busy = {"message": "Rate limit reached", "type": "requests", "param": None, "code": "rate_limit_exceeded"}
     service.faults = [(429, {"retry-after": "7"}, busy), (429, {"retry-after-ms": "1500"}, busy), (500, {}, {})]

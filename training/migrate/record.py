@@ -152,7 +152,7 @@ def _recorded(to: Path, model: str) -> frozenset[str]:
         return frozenset()
     keys = set()
     good = 0
-    with to.open("r+b") as file:
+    with _opened(to) as file:
         for number, raw in enumerate(file, 1):
             row = golden_of(number, raw.decode("utf-8", "replace")) if raw.endswith(b"\n") else None
             if row is None and raw.endswith(b"\n"):
@@ -165,6 +165,13 @@ def _recorded(to: Path, model: str) -> frozenset[str]:
             keys.add(row.prompt.key)
             good += len(raw)
     return frozenset(keys)
+
+
+def _opened(to: Path) -> BinaryIO:
+    try:
+        return to.open("r+b")
+    except OSError as exc:
+        raise InvalidRequest(f"{to} cannot be opened: {exc.strerror}. Name another file.") from None
 
 
 def _appending(to: Path) -> BinaryIO:

@@ -71,12 +71,12 @@ class Remote:
             items = page.get("data")
             if not isinstance(items, list):
                 raise RemoteRefused(f"{self.base_url} answered {path} with something that is no list.")
-            for item in items:
-                if isinstance(item, dict) and isinstance(item.get("id"), str):
-                    yield item
-                    after = item["id"]
-            if not page.get("has_more") or not items:
-                return
+            found = [item for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)]
+            for item in found:
+                yield item
+            if not page.get("has_more") or not found or found[-1]["id"] == after:
+                return  # the last: a service that does not know `after` would go round for ever
+            after = found[-1]["id"]
 
     async def download(self, path: str, to: Path) -> int:
         """The bytes at `path` into the file `to`, whole or not at all; how many. RemoteRefused, StorageFull."""
