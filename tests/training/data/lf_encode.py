@@ -10,9 +10,9 @@ import sys
 
 
 def main() -> None:
-    from llamafactory.data import get_dataset, get_template_and_fix_tokenizer  # type: ignore[import-not-found]
-    from llamafactory.hparams import get_train_args  # type: ignore[import-not-found]
-    from llamafactory.model import load_tokenizer  # type: ignore[import-not-found]
+    from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
+    from llamafactory.hparams import get_train_args
+    from llamafactory.model import load_tokenizer
 
     base, folder, name, stage, mask_history, template = sys.argv[1:]
     model_args, data_args, training_args, _, _ = get_train_args(
