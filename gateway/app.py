@@ -88,6 +88,7 @@ class _Training:
     jobs: JobService
     files: Files
     places: Places
+    feedback: FeedbackService
 
 
 @asynccontextmanager
@@ -155,26 +156,12 @@ async def open_gateway(
         metrics.capacity = capacity.gauges
         _connect_gauges(metrics, proxy, status, reconciler)
         usage = UsageService(db, recorder)
-        feedback = await stack.enter_async_context(_open_feedback(settings, db, wall))
         arrivals = Arrivals(settings.adapter_store, clock=wall)
         stack.push_async_callback(arrivals.close)
         models = ModelRoutes(proxy, adapters, Failing(lambda: reconciler.residency))
         training = await _open_training(settings, db, metrics, stack)
         yield _behind_doors(
-            settings,
-            proxy,
-            health,
-            status,
-            keys,
-            adapters,
-            arrivals,
-            canaries,
-            usage,
-            feedback,
-            demand,
-            models,
-            training,
-            wall,
+            settings, proxy, health, status, keys, adapters, arrivals, canaries, usage, demand, models, training, wall
         )
 
 
@@ -188,7 +175,6 @@ def _behind_doors(
     arrivals: Arrivals,
     canaries: Canaries,
     usage: UsageService,
-    feedback: FeedbackService,
     demand: Demand,
     models: ModelRoutes,
     training: _Training,
@@ -215,7 +201,7 @@ def _behind_doors(
         jobs=training.jobs,
         following=following,
         places=training.places,
-        feedback=feedback,
+        feedback=training.feedback,
         live_keys=lambda: proxy.snapshot.keys,
         status=status.document,
         ready=health.ready,
@@ -235,7 +221,7 @@ def _behind_doors(
         jobs=training.jobs,
         files=training.files,
         public_app=create_public(
-            proxy, health, models, files, fine_tuning, FeedbackRoutes(proxy, feedback, settings.feedback)
+            proxy, health, models, files, fine_tuning, FeedbackRoutes(proxy, training.feedback, settings.feedback)
         ),
         admin_app=create_admin(services),
         metrics_app=create_metrics(proxy.metrics.render, services.new_id),
@@ -273,7 +259,8 @@ async def _open_training(settings: Settings, db: Database, metrics: Metrics, sta
     files = Files(db, places.files, clock=time.time, random_bytes=os.urandom, owner_bytes_max=given.key_bytes_max)
     await stack.enter_async_context(Upkeep(files))
     await stack.enter_async_context(Trainings(jobs, metrics))
-    return _Training(jobs, files, places)
+    feedback = await stack.enter_async_context(_open_feedback(settings, db, time.time))
+    return _Training(jobs, files, places, feedback)
 
 
 def _open_adapters(

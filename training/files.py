@@ -15,8 +15,6 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-import sqlalchemy as sa
-
 from adapters.db import Database
 from adapters.errors import Conflict, InvalidRequest, StorageFull
 from training import store_files as store
@@ -86,15 +84,10 @@ class Files:
             expires_at=now + expires_after_s if expires_after_s is not None else None,
         )
         await asyncio.to_thread(os.replace, self._folder / f".{incoming.file_id}.part", path)
-
-        def add(conn: sa.Connection) -> None:
-            taken = store.taken_bytes(conn, made.owner) if made.owner is not None else 0
-            if taken + made.bytes > self._owner_bytes_max and made.owner is not None:
-                raise self._too_much(taken)  # others came in while this one did
-            store.add(conn, made)
-
         try:
-            await self._db.write(add)
+            taken = await self._db.write(lambda conn: store.add_within(conn, made, self._owner_bytes_max))
+            if taken is not None:
+                raise self._too_much(taken)  # others came in while this one did
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -123,12 +116,7 @@ class Files:
 
     async def remove(self, file_id: str, owner: str | None = None) -> None:
         """Row first, then bytes. FileMissing. Jobs that run have their own copy."""
-
-        def forget(conn: sa.Connection) -> None:
-            store.find(conn, file_id, owner)
-            store.remove(conn, file_id)
-
-        await self._db.write(forget)
+        await self._db.write(lambda conn: store.remove(conn, file_id, owner))
         await asyncio.to_thread(self.path(file_id).unlink, missing_ok=True)
 
     async def remove_expired(self) -> tuple[str, ...]:

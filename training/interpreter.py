@@ -19,7 +19,7 @@ from adapters.errors import ServiceError
 from training.demo_child import Child, DemoFailed
 
 HERE = Path(__file__).resolve().parent
-KEPT = ("LANG", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH")
+KEPT = ("LANG", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH", "CUDA_HOME", "OMP_NUM_THREADS", "NCCL_SOCKET_IFNAME")
 FACTS_TIMEOUT_S = 300.0  # importing torch from a cold disk
 
 
@@ -47,8 +47,14 @@ class Interpreter:
         return str(self.python.with_name("llamafactory-cli"))
 
     def environment(self, home: Path) -> dict[str, str]:
-        """What a child sees; offline, and its caches in `home`."""
+        """What a child sees; offline, and its caches in `home`.
+
+        On the processor one core is left to whatever serves: a tiny model's two threads on two cores of which an engine
+        used one took ten times as long as one thread. The same number each time: sums depend on it.
+        """
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+        if not self.gpus:
+            kept.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) - 1)))
         return kept | {
             "PATH": os.pathsep.join((str(self.python.parent), os.environ.get("PATH", os.defpath))),
             "HOME": str(home),

@@ -17,6 +17,7 @@ from training.concluding import Run, SetPhase
 from training.errors import GatewayAway, TrainingFailed
 from training.facts import Facts, Machine
 from training.gatewayclient import Address, Gateway, open_gateway
+from training.interpreter import Interpreter
 from training.places import Places
 from training.plan import Settled
 from training.preparing import OUTPUT, SETTINGS, Prepared, prepare
@@ -24,7 +25,6 @@ from training.recipe import FILE_ID, Recipe, parse
 from training.steps import Finished, Launch, Tell
 from training.types import Job, Problem
 
-PASSED_ON = ("LANG", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH", "CUDA_HOME", "OMP_NUM_THREADS", "NCCL_SOCKET_IFNAME")
 TRACKERS = ("WANDB_", "MLFLOW_", "SWANLAB_", "TRACKIO_")  # their credentials, where a recipe reports to them
 TOLD = 20  # findings of the data that become events
 
@@ -112,15 +112,9 @@ class Pipeline:
 def trainer_environment(
     python: Path, folder: Path, recipe: Recipe, settled: Settled, outer: Mapping[str, str]
 ) -> dict[str, str]:
-    """A short allow-list: no keys, no database address, no variable that switches LLaMA-Factory to another launcher."""
-    names = [name for name in outer if name in PASSED_ON or (recipe.report_to and name.startswith(TRACKERS))]
-    made = {name: outer[name] for name in names} | {
-        "PATH": os.pathsep.join((str(python.parent), outer.get("PATH", os.defpath))),
-        "HOME": str(folder),
-        "HF_HOME": str(folder / "hf"),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONUTF8": "1",
-    }
+    """A child's, with the credentials of the trackers that the recipe names."""
+    made = Interpreter(python, "all" if settled.gpus else "").environment(folder)
+    made |= {name: outer[name] for name in outer if recipe.report_to and name.startswith(TRACKERS)}
     if settled.deepspeed is not None or settled.gpus > 1:
         made["FORCE_TORCHRUN"] = "1"
     return made

@@ -32,6 +32,15 @@ def add(conn: sa.Connection, file: StoredFile) -> None:
     conn.execute(sa.insert(files).values(asdict(file)))
 
 
+def add_within(conn: sa.Connection, file: StoredFile, most: int) -> int | None:
+    """Add it where all files of its owner then take at most `most` bytes; else what they take without it."""
+    taken = taken_bytes(conn, file.owner) if file.owner is not None else 0
+    if file.owner is not None and taken + file.bytes > most:
+        return taken
+    add(conn, file)
+    return None
+
+
 def find(conn: sa.Connection, file_id: str, owner: str | None = None) -> StoredFile:
     """One file; FileMissing, also where it is another owner's than `owner` (None: whoever's)."""
     query = sa.select(files).where(files.c.id == file_id)
@@ -65,8 +74,9 @@ def set_status(conn: sa.Connection, file_id: str, status: FileStatus, details: s
     conn.execute(sa.update(files).where(files.c.id == file_id).values(status=status, details=details))
 
 
-def remove(conn: sa.Connection, file_id: str) -> None:
-    """Forget it; its bytes go next."""
+def remove(conn: sa.Connection, file_id: str, owner: str | None = None) -> None:
+    """Forget it; its bytes go next. FileMissing, as in `find`."""
+    find(conn, file_id, owner)
     conn.execute(sa.delete(files).where(files.c.id == file_id))
 
 
