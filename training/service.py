@@ -94,12 +94,20 @@ class JobService:
         return await self._db.read(lambda conn: store.find(conn, job_id, owner))
 
     async def list(
-        self, *, owner: str | None, after: str | None, limit: int, states: Collection[JobState] = ()
+        self,
+        *,
+        owner: str | None,
+        after: str | None,
+        limit: int,
+        states: Collection[JobState] = (),
+        names: Collection[str] | None = None,
     ) -> Page:
-        """The newest first, older than the job `after`; JobNotFound for that."""
-        return Page(
-            *await self._db.read(lambda conn: store.page(conn, owner=owner, after=after, limit=limit, states=states))
-        )
+        """The newest first, older than the job `after`, only of the adapters `names`; JobNotFound for `after`."""
+
+        def read(conn: sa.Connection) -> tuple[tuple[Job, ...], bool]:
+            return store.page(conn, owner=owner, after=after, limit=limit, states=states, names=names)
+
+        return Page(*await self._db.read(read))
 
     async def counts(self) -> dict[str, int]:
         """state → how many."""

@@ -83,14 +83,25 @@ def find(conn: sa.Connection, job_id: str, owner: str | None = None) -> Job:
 
 
 def page(
-    conn: sa.Connection, *, owner: str | None, after: str | None, limit: int, states: Collection[JobState] = ()
+    conn: sa.Connection,
+    *,
+    owner: str | None,
+    after: str | None,
+    limit: int,
+    states: Collection[JobState] = (),
+    names: Collection[str] | None = None,
 ) -> tuple[tuple[Job, ...], bool]:
-    """At most `limit` jobs, the newest first, older than the job `after`, and whether there are more. JobNotFound."""
+    """At most `limit` jobs, the newest first, older than the job `after`, and whether there are more. JobNotFound.
+
+    names: only those of adapters of these names.
+    """
     query = sa.select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
     if owner is not None:
         query = query.where(jobs.c.owner == owner)
     if states:
         query = query.where(jobs.c.state.in_(sorted(states)))
+    if names is not None:
+        query = query.where(jobs.c.name.in_(sorted(names)))
     if after is not None:
         last = find(conn, after, owner)
         query = query.where(sa.tuple_(jobs.c.created_at, jobs.c.id) < sa.tuple_(last.created_at, last.id))

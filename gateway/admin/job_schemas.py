@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from gateway.admin.schemas import Strict
+from gateway.admin.schemas import JOB_ID, Strict
 from training.service import MAX_PRIORITY
 from training.types import JobState
 
@@ -17,7 +17,7 @@ class JobCreate(Strict):
 
 
 class JobPaging(Strict):
-    after: str | None = Field(None, pattern=r"^ftjob-[0-9A-Za-z]{1,64}$", description="id of the last job already seen")
+    after: str | None = Field(None, pattern=JOB_ID, description="id of the last job already seen")
     limit: int = Field(100, ge=1, le=1000)
     state: list[JobState] = Field([], max_length=16, description="only jobs in these states; repeatable")
 

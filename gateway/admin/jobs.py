@@ -15,7 +15,7 @@ from fastapi import Path as InPath
 from starlette.responses import JSONResponse, StreamingResponse
 
 from adapters.errors import InvalidRequest, NotFound, ServiceError
-from gateway.admin.access import admin
+from gateway.admin.access import Admin, admin, may_register, reaches
 from gateway.admin.job_schemas import (
     CancelChosen,
     CheckpointView,
@@ -28,16 +28,17 @@ from gateway.admin.job_schemas import (
     LogView,
     PriorityChosen,
 )
-from gateway.admin.schemas import Listed
+from gateway.admin.schemas import JOB_ID, Listed
 from gateway.following import Following, News
 from gateway.render import render
+from training.errors import JobNotFound
 from training.places import Places
 from training.recipe import FILE_ID, Recipe, parse
 from training.service import JobService
 from training.types import Job, JobEvent
 
 RETRY_MS = 2000
-Id = Annotated[str, InPath(pattern=r"^ftjob-[0-9A-Za-z]{1,64}$")]
+Id = Annotated[str, InPath(pattern=JOB_ID)]
 
 
 class JobRoutes:
@@ -50,26 +51,35 @@ class JobRoutes:
         router = APIRouter(prefix="/admin/v1/jobs", dependencies=[Depends(admin)], tags=["jobs"])
         router.add_api_route("", self.create, methods=["POST"], status_code=201)
         router.add_api_route("", self.list, methods=["GET"])
-        router.add_api_route("/{job}", self.show, methods=["GET"])
-        router.add_api_route("/{job}/cancel", self.cancel, methods=["POST"])
-        router.add_api_route("/{job}/pause", self.pause, methods=["POST"])
-        router.add_api_route("/{job}/resume", self.resume, methods=["POST"])
-        router.add_api_route("/{job}/priority", self.prioritise, methods=["POST"])
+        own = [Depends(self.within_reach)]
+        router.add_api_route("/{job}", self.show, methods=["GET"], dependencies=own)
+        router.add_api_route("/{job}/cancel", self.cancel, methods=["POST"], dependencies=own)
+        router.add_api_route("/{job}/pause", self.pause, methods=["POST"], dependencies=own)
+        router.add_api_route("/{job}/resume", self.resume, methods=["POST"], dependencies=own)
+        router.add_api_route("/{job}/priority", self.prioritise, methods=["POST"], dependencies=own)
         listed: Any = Listed[JobEventView]
-        router.add_api_route("/{job}/events", self.events, methods=["GET"], response_model=listed)
-        router.add_api_route("/{job}/checkpoints", self.checkpoints, methods=["GET"])
-        router.add_api_route("/{job}/log", self.log, methods=["GET"])
+        router.add_api_route("/{job}/events", self.events, methods=["GET"], response_model=listed, dependencies=own)
+        router.add_api_route("/{job}/checkpoints", self.checkpoints, methods=["GET"], dependencies=own)
+        router.add_api_route("/{job}/log", self.log, methods=["GET"], dependencies=own)
         return router
 
-    async def create(self, body: JobCreate) -> JobView:
+    async def within_reach(self, job: Id, caller: Admin) -> None:
+        """A key with a list of models sees jobs for these alone: others do not exist for it."""
+        if caller.models is not None and not reaches(caller, (await self._jobs.show(job)).name):
+            raise JobNotFound(f"There is no job {job} for this key: it may use some models only.", param="job")
+
+    async def create(self, body: JobCreate, caller: Admin) -> JobView:
         """A job from a recipe document (docs/recipes.md). Files are named by their id, or by a path on this machine."""
         recipe = parse(body.recipe)
+        may_register(caller, recipe.name)
         _check_paths(recipe)
         return view(await self._jobs.create(recipe.name, recipe.document(), priority=body.priority))
 
-    async def list(self, paging: Annotated[JobPaging, Query()]) -> Listed[JobView]:
+    async def list(self, paging: Annotated[JobPaging, Query()], caller: Admin) -> Listed[JobView]:
         """Everybody's jobs, the newest first."""
-        page = await self._jobs.list(owner=None, after=paging.after, limit=paging.limit, states=paging.state)
+        page = await self._jobs.list(
+            owner=None, after=paging.after, limit=paging.limit, states=paging.state, names=caller.models
+        )
         return Listed[JobView](data=[view(job) for job in page.jobs], has_more=page.has_more)
 
     async def show(self, job: Id) -> JobView:

@@ -61,6 +61,6 @@ def _rule(problem: dict[str, Any]) -> str:
     if problem["type"] in ("string_unicode", "value_error"):
         return "it is not valid text" if problem["type"] == "string_unicode" else str(problem["ctx"]["error"])
     if problem["type"] == "string_pattern_mismatch":
-        return IN_WORDS[problem["ctx"]["pattern"]]
+        return IN_WORDS.get(problem["ctx"]["pattern"], "it is not written as this is written")
     message = str(problem["msg"])
     return message[0].lower() + message[1:] if message else "it is not allowed"

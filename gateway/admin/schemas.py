@@ -27,11 +27,13 @@ def _text(moment: object) -> object:
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 KEY_ID = r"^[A-Za-z0-9]{1,64}$"
 VERSION = r"^[0-9a-f]{12}$"
+JOB_ID = r"^ftjob-[0-9A-Za-z]{1,64}$"
 SOURCE = r"^[^\x00-\x1f\x7f]+$"
 GROUPS = r"^(none|(key|model|day)(,(key|model|day)){0,2})$"
 IN_WORDS = {  # what a refusal says in place of the pattern
     NAME: "it is not a public name, such as customer-service (a version of it is given apart)",
     KEY_ID: "it is not a key's id",
+    JOB_ID: "it is not a job's id, such as ftjob-2Xc4yVq9LmPz7RkD1nWbT8sH",
     VERSION: "it is not the 12 hex digits of a version",
     SOURCE: "it has characters that no path and no URL has",
     GROUPS: "it is neither none nor some of key, model, day with commas between them",

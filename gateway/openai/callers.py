@@ -1,4 +1,7 @@
-"""Who may use the routes for training: a key with the scope `training` sees its own, one with `admin` everything."""
+"""Who may use the routes for training: a key with the scope `training` sees its own, one with `admin` everything.
+
+A key with `admin` and a list of models administers those alone, so here it sees its own, too.
+"""
 
 from __future__ import annotations
 
@@ -32,4 +35,4 @@ class Callers:
 
 def sees(key: Key) -> str | None:
     """Whose files and jobs exist for this caller: its own, or everybody's (None)."""
-    return None if ADMIN in key.scopes else key.id
+    return None if ADMIN in key.scopes and key.models is None else key.id

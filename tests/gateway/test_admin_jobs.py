@@ -91,7 +91,9 @@ async def test_jobs_are_changed_and_wishes_shown(room: AdminRoom, acting: Worker
     await acting.change(job["id"], state=JobState.CANCELLED, wish=None, worker=None, outcome=Outcome.PARTIAL)
     assert (await post(f"{path}/cancel")).status_code == 409
     for wrong in ("ftjob-nothing", "..%2f..", "x"):
-        assert (await post(f"{JOBS}/{wrong}/cancel")).status_code in (400, 404)
+        refused = await post(f"{JOBS}/{wrong}/cancel")
+        assert refused.status_code in (400, 404)
+        assert "^" not in refused.json()["error"]["message"]
     assert (await room.root_client.get(f"{JOBS}/ftjob-nothing")).json()["error"]["code"] == "job_not_found"
     assert (await post(f"{path}/priority", json={"priority": 1000})).status_code == 400
     assert (await post(f"{path}/cancel", json={"keep": "yes"})).status_code == 400
@@ -185,6 +187,24 @@ async def test_only_a_key_with_the_scope_admin_sees_jobs(room: AdminRoom) -> Non
             for path in (JOBS, f"{JOBS}/{job['id']}", f"{JOBS}/{job['id']}/events", f"{JOBS}/{job['id']}/log"):
                 assert (await client.get(path)).status_code == status
             assert (await client.post(f"{JOBS}/{job['id']}/cancel")).status_code == status
+
+
+async def test_an_admin_of_some_models_sees_their_jobs_alone(room: AdminRoom) -> None:
+    theirs = await made(room)
+    boss = await room.issue("admin", models=frozenset({"mine"}))
+    async with room.client(boss.token) as client:
+        refused = await client.post(JOBS, json={"recipe": RECIPE})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "insufficient_scope")
+        mine = await client.post(JOBS, json={"recipe": {**RECIPE, "name": "mine"}})
+        assert mine.status_code == 201
+        assert [each["id"] for each in (await client.get(JOBS)).json()["data"]] == [mine.json()["id"]]
+        assert (await client.get(f"{JOBS}/{mine.json()['id']}")).status_code == 200
+        for path in ("", "/events", "/checkpoints", "/log"):
+            refused = await client.get(f"{JOBS}/{theirs['id']}{path}")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (404, "job_not_found"), path
+        for path in ("/cancel", "/pause", "/resume"):
+            assert (await client.post(f"{JOBS}/{theirs['id']}{path}")).status_code == 404, path
+    assert (await room.root_client.get(f"{JOBS}/{theirs['id']}")).json()["state"] == "validating"
 
 
 async def test_a_follower_that_leaves_frees_its_place(room: AdminRoom) -> None:

@@ -134,7 +134,8 @@ async def test_every_state_has_its_word_and_every_failure_its_reason(gateway: Ru
             JobState.PAUSED: "paused", JobState.SUCCEEDED: "succeeded", JobState.CANCELLED: "cancelled",
         }.items():  # fmt: skip
             await acting.change(job.id, state=state)
-            assert (await client.fine_tuning.jobs.retrieve(job.id)).status == word
+            shown: str = (await client.fine_tuning.jobs.retrieve(job.id)).status
+            assert shown == word
         problem = Problem(
             "invalid_n_examples", "Training file has 5 example(s), but must have at least 10 examples", "training_file"
         )
@@ -150,8 +151,8 @@ async def test_every_state_has_its_word_and_every_failure_its_reason(gateway: Ru
         }.items():  # fmt: skip
             result = {"model": "x@0123456789ab"}
             await acting.change(job.id, state=JobState.SUCCEEDED, outcome=outcome, result=result)
-            shown = (await client.fine_tuning.jobs.retrieve(job.id)).fine_tuned_model
-            assert (shown or "").endswith(job.id[-8:]) if outcome is Outcome.CANARY else shown == model
+            found = (await client.fine_tuning.jobs.retrieve(job.id)).fine_tuned_model
+            assert (found or "").endswith(job.id[-8:]) if outcome is Outcome.CANARY else found == model
 
 
 async def test_cancel_pause_and_resume(gateway: Running) -> None:
