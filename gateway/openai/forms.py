@@ -15,7 +15,8 @@ from starlette.requests import Request
 
 from adapters.errors import InvalidRequest
 from gateway.errors import RequestTimeout, RequestTooLarge, UnsupportedMedia, UnsupportedParameter
-from training.files import MAX_FILE_BYTES, Files, Incoming
+from training.files import MAX_FILE_BYTES, Files
+from training.incoming import Incoming
 
 MAX_FORM_BYTES = MAX_FILE_BYTES + 1024 * 1024  # the file, and what is around it
 MAX_FIELD_BYTES = 1024
