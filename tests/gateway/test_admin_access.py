@@ -24,14 +24,6 @@ from tests.gateway.admin_room import AdminRoom, admin_room, serving
 from tests.gateway.tiny_lora import tiny_lora
 
 CANARY = "canary-7f3a"
-FILLED = {
-    "key_id": "A" * 12,
-    "name": "none",
-    "version": "0" * 12,
-    "job": "ftjob-none",
-    "feedback_id": "fb-1",
-    "file": "adapter_config.json",
-}
 
 
 @pytest.fixture
