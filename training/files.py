@@ -23,6 +23,7 @@ from training.types import FileStatus, StoredFile
 
 MAX_FILE_BYTES = 512 * 1024 * 1024  # OpenAI's own bound for fine-tuning
 PREFIX = "file-"
+RESULTS = "fine-tune-results"  # the purpose of what a job leaves
 STRAY_S = 3600.0  # bytes without a row that nobody has touched for so long belong to nobody
 
 
@@ -52,9 +53,13 @@ class Files:
 
     @asynccontextmanager
     async def receiving(self, filename: str, purpose: str, owner: str | None) -> AsyncIterator[Incoming]:
-        """A file that comes; nothing is left of it where the block ends without `kept`."""
-        taken = await self._db.read(lambda conn: store.taken_bytes(conn, owner)) if owner is not None else 0
-        room = MAX_FILE_BYTES if owner is None else min(MAX_FILE_BYTES, self._owner_bytes_max - taken)
+        """A file that comes; nothing is left of it where the block ends without `kept`.
+
+        A job's results always have room: they are small, and no full shelf may end a job that was trained.
+        """
+        bounded = owner is not None and purpose != RESULTS
+        taken = await self._db.read(lambda conn: store.taken_bytes(conn, str(owner))) if bounded else 0
+        room = min(MAX_FILE_BYTES, self._owner_bytes_max - taken) if bounded else MAX_FILE_BYTES
         if room <= 0:
             raise self._too_much(taken)
         file_id = mint(PREFIX, self._random_bytes)
@@ -83,8 +88,10 @@ class Files:
             expires_at=now + expires_after_s if expires_after_s is not None else None,
         )
         await asyncio.to_thread(os.replace, self._folder / f".{incoming.file_id}.part", path)
+        bounded = made.owner is not None and made.purpose != RESULTS
         try:
-            taken = await self._db.write(lambda conn: store.add_within(conn, made, self._owner_bytes_max))
+            most = self._owner_bytes_max if bounded else None
+            taken = await self._db.write(lambda conn: store.add_within(conn, made, most))
             if taken is not None:
                 raise self._too_much(taken)  # others came in while this one did
         except BaseException:

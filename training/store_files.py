@@ -32,11 +32,12 @@ def add(conn: sa.Connection, file: StoredFile) -> None:
     conn.execute(sa.insert(files).values(asdict(file)))
 
 
-def add_within(conn: sa.Connection, file: StoredFile, most: int) -> int | None:
+def add_within(conn: sa.Connection, file: StoredFile, most: int | None) -> int | None:
     """Add it where all files of its owner then take at most `most` bytes; else what they take without it."""
-    taken = taken_bytes(conn, file.owner) if file.owner is not None else 0
-    if file.owner is not None and taken + file.bytes > most:
-        return taken
+    if most is not None and file.owner is not None:
+        taken = taken_bytes(conn, file.owner)
+        if taken + file.bytes > most:
+            return taken
     add(conn, file)
     return None
 

@@ -230,6 +230,14 @@ async def test_what_a_key_may_keep_is_bounded_also_where_two_come_at_once(engine
             return_exceptions=True,
         )
         assert sum(isinstance(each, openai.BadRequestError) for each in answers) == 2
+        owner = (await gateway.started.gateway.files.show(first.id)).owner
+        files = gateway.started.gateway.files
+        async with files.receiving("step_metrics.csv", "fine-tune-results", owner) as incoming:
+            await incoming.write(b"step,train_loss\n1,0.5\n")
+            results = await files.keep(incoming)  # a job's results have room where its key's files have none
+        assert [each.id async for each in client.files.list(purpose="fine-tune-results")] == [results.id]
+        assert (await client.files.content(results.id)).text.startswith("step,")
+        await client.files.delete(results.id)
         with pytest.raises(openai.BadRequestError, match="larger than the 10 bytes"):
             await client.files.create(file=("c.jsonl", rows()), purpose="fine-tune")
         await client.files.delete(first.id)
