@@ -15,6 +15,7 @@ from openai import AsyncOpenAI
 from tests.fake_vllm import FakeVLLM
 from tests.gateway.plane import error_of
 from tests.gateway.running import Running, running
+from tests.gateway.tiny_lora import tiny_lora
 from tests.gateway.training_data import preferences, rows, worker
 from training.recipe import parse
 from training.types import JobState, Outcome, Phase, Problem, Progress
@@ -436,3 +437,28 @@ async def test_the_name_leaves_room_for_its_checkpoints(tmp_path: Path) -> None:
         name = (await gateway.started.gateway.jobs.show(job.id)).name
         assert len(f"{name}:ckpt-step-1000000") <= 128
         assert "s" * 64 in name
+
+
+async def test_the_result_answers_is_no_start_for_another_job_and_goes_when_its_owner_says(gateway: Running) -> None:
+    key = await gateway.key(scopes=TRAINING)
+    async with await gateway.openai(key) as client, worker(gateway.data_dir) as acting, gateway.admin() as admin:
+        job = await create(client, suffix="support")
+        stored = await gateway.started.gateway.jobs.show(job.id)
+        source = str(tiny_lora(gateway.data_dir / "trained"))
+        for name in (stored.name, f"{stored.name}:ckpt-step-10"):  # what a worker does in the end
+            body = {"source": source, "name": name, "promote": True, "owner": stored.owner}
+            assert (await admin.post("/admin/v1/adapters", json=body)).status_code == 201
+        await acting.change(job.id, state=JobState.SUCCEEDED, outcome=Outcome.PROMOTED, finished_at=time.time())
+        model = (await client.fine_tuning.jobs.retrieve(job.id)).fine_tuned_model
+        assert model is not None
+        for name in (model, f"{model}:ckpt-step-10"):
+            answer = await client.chat.completions.create(model=name, messages=[{"role": "user", "content": "hi"}])
+            assert answer.model.startswith(f"{name}@")
+        with pytest.raises(openai.BadRequestError, match="it is fine-tuned already"):
+            await create(client, model=model)
+        async with await gateway.openai(await gateway.key(scopes=TRAINING)) as other:
+            with pytest.raises(openai.PermissionDeniedError):
+                await other.models.delete(model)
+        assert (await client.models.delete(model)).deleted
+        with pytest.raises(openai.NotFoundError):
+            await client.models.retrieve(model)
