@@ -3,6 +3,7 @@
 ServiceError
 ├── InvalidRequest
 │   ├── DataRejected      400 invalid_file: the data cannot be trained on; the message names the first rows
+│   │   └── TooFewExamples  400 invalid_n_examples
 │   ├── RecipeInvalid     400 invalid_recipe: a setting that does not exist or cannot be; `param` names it
 │   └── NotServable       400 not_servable: it could be trained, and no engine here could serve the result
 ├── NotFound ── JobNotFound, FileMissing
@@ -19,6 +20,10 @@ from training.types import Problem
 
 class DataRejected(InvalidRequest):
     code = "invalid_file"
+
+
+class TooFewExamples(DataRejected):
+    code = "invalid_n_examples"
 
 
 class RecipeInvalid(InvalidRequest):

@@ -33,6 +33,16 @@ def _silent(done: int, in_all: int) -> None:
     return None
 
 
+def beside_an_engine(gpus: str) -> dict[str, str]:
+    """Variables of a run on the processor: one core is left to whatever serves.
+
+    A small model's two threads on two cores, of which an engine used one, took ten times as long as one thread.
+    """
+    if gpus or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) - 1))}
+
+
 @dataclass(slots=True)
 class Interpreter:
     """python: the interpreter beside llamafactory-cli; gpus: CUDA_VISIBLE_DEVICES of what it runs, "" the processor."""
@@ -47,14 +57,8 @@ class Interpreter:
         return str(self.python.with_name("llamafactory-cli"))
 
     def environment(self, home: Path) -> dict[str, str]:
-        """What a child sees; offline, and its caches in `home`.
-
-        On the processor one core is left to whatever serves: a tiny model's two threads on two cores of which an engine
-        used one took ten times as long as one thread. The same number each time: sums depend on it.
-        """
+        """What a child sees; offline, and its caches in `home`."""
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-        if not self.gpus:
-            kept.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) - 1)))
         return kept | {
             "PATH": os.pathsep.join((str(self.python.parent), os.environ.get("PATH", os.defpath))),
             "HOME": str(home),

@@ -14,10 +14,10 @@ from typing import Any
 
 from training import concluding, parity
 from training.concluding import Run, SetPhase
-from training.errors import GatewayAway, TrainingFailed
+from training.errors import GatewayAway, TooFewExamples, TrainingFailed
 from training.facts import Facts, Machine
 from training.gatewayclient import Address, Gateway, open_gateway
-from training.interpreter import Interpreter
+from training.interpreter import Interpreter, beside_an_engine
 from training.places import Places
 from training.plan import Settled
 from training.preparing import OUTPUT, SETTINGS, Prepared, prepare
@@ -26,6 +26,7 @@ from training.steps import Finished, Launch, Tell
 from training.types import Job, Problem
 
 TRACKERS = ("WANDB_", "MLFLOW_", "SWANLAB_", "TRACKIO_")  # their credentials, where a recipe reports to them
+LEAST_EXAMPLES = 10  # of jobs that came through /v1/fine_tuning/jobs
 TOLD = 20  # findings of the data that become events
 
 
@@ -55,6 +56,8 @@ class Pipeline:
         async with open_gateway(self._around.address()) as gateway:
             facts = await self._facts(gateway, recipe)
             prepared = await asyncio.to_thread(prepare, recipe, facts, folder, self._locate)
+            if job.request is not None:
+                _enough(prepared)
             await _told(prepared, tell)
             python = await self._around.environment()
             scratch = folder / "parity"
@@ -113,11 +116,22 @@ def trainer_environment(
     python: Path, folder: Path, recipe: Recipe, settled: Settled, outer: Mapping[str, str]
 ) -> dict[str, str]:
     """A child's, with the credentials of the trackers that the recipe names."""
-    made = Interpreter(python, "all" if settled.gpus else "").environment(folder)
+    gpus = "all" if settled.gpus else ""  # which ones, the worker says
+    made = Interpreter(python, gpus, beside_an_engine(gpus)).environment(folder)
     made |= {name: outer[name] for name in outer if recipe.report_to and name.startswith(TRACKERS)}
     if settled.deepspeed is not None or settled.gpus > 1:
         made["FORCE_TORCHRUN"] = "1"
     return made
+
+
+def _enough(prepared: Prepared) -> None:
+    """What OpenAI's service asks of a file, in its own words."""
+    rows = sum(report.rows_kept for report in prepared.reports)
+    if rows < LEAST_EXAMPLES:
+        raise TooFewExamples(
+            f"Training file has {rows} example(s), but must have at least {LEAST_EXAMPLES} examples",
+            param="training_file",
+        )
 
 
 async def _told(prepared: Prepared, tell: Tell) -> None:

@@ -18,7 +18,7 @@ feedback = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("at", sa.Double, nullable=False),
     sa.Column("owner", sa.Text),
-    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False, index=True),
     sa.Column("version", sa.Text),
     sa.Column("body", sa.Text, nullable=False),  # a JSON object
 )

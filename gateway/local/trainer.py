@@ -26,7 +26,7 @@ from training.errors import GatewayAway
 from training.facts import Gpu, Machine
 from training.files import Files
 from training.gatewayclient import Address
-from training.interpreter import Interpreter
+from training.interpreter import Interpreter, beside_an_engine
 from training.lineage import manifest, write
 from training.pipeline import Pipeline, Surroundings
 from training.places import Places
@@ -85,7 +85,8 @@ def machine(hardware: Hardware, free_bytes: int | None = None) -> Machine:
 
 def made(job: Job, folder: Path, settled: Settled, python: Path | None, places: Places) -> Mapping[str, Any]:
     """How the job's adapter was made, also written beside it. ChildFailed, AdapterRejected."""
-    trainer = Interpreter(python).facts() if python is not None else {}
+    gpus = "0" if settled.gpus else ""
+    trainer = Interpreter(python, gpus, beside_an_engine(gpus)).facts() if python is not None else {}
     adapter = folder / ADAPTER if settled.served == "adapter" else None
     digests = Digests(places.root / "digests.json")
     document = manifest(

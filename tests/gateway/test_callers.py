@@ -282,7 +282,7 @@ VLLM_PATHS = """
 /v1/load_lora_adapter /v1/unload_lora_adapter /v1/audio/transcriptions /v1/audio/translations /v1/realtime
 /v1/chat/completions/render /v1/completions/render /v1/chat/completions/batch /inference/v1/generate /generate
 /generative_scoring /v1/responses/resp_1 /v1/responses/resp_1/cancel /docs /openapi.json /redoc /derender
-/v1/messages/batches /v1/files/x /admin/v1/keys /admin/v1/status /admin/v1/adapters //v1/chat/completions
+/v1/messages/batches /v1/batches/x /admin/v1/keys /admin/v1/status /admin/v1/adapters //v1/chat/completions
 /v1/chat/completions/ /v1/../admin/v1/keys /v1/%63hat/completions /V1/chat/completions /v1/models/../../metrics
 """
 
