@@ -200,9 +200,9 @@ def test_a_config_without_a_task_is_taken_as_peft_writes_it(tmp_path: Path, base
 @pytest.mark.parametrize(
     "named",
     [
-        "/root/.cache/modelscope/hub/models/Qwen/Qwen2___5-7B-Instruct",
-        "/root/.cache/modelscope/hub/Qwen/Qwen2___5-7B-Instruct/",
-        "/root/.cache/huggingface/hub/models--Qwen--Qwen2.5-7B-Instruct/snapshots/a09a35458c702b33eeacc393d103063234e8bc28",
+        "/home/ann/.cache/modelscope/hub/models/Qwen/Qwen2___5-7B-Instruct",
+        "/home/ann/.cache/modelscope/hub/Qwen/Qwen2___5-7B-Instruct/",
+        "/home/ann/.cache/huggingface/hub/models--Qwen--Qwen2.5-7B-Instruct/snapshots/a09a35458c702b33eeacc393d103063234e8bc28",
         "/data/models--Qwen--Qwen2.5-7B-Instruct",
     ],
 )
