@@ -130,7 +130,8 @@ def one(beginning: str) -> str:
 def test_the_readmes_curl_and_snippet_answer(newcomer: Newcomer) -> None:
     if shutil.which("curl"):
         assert f'"model":"{CUSTOMER}@' in newcomer.done(one("curl") + " -sS --fail")
-    [snippet] = blocks("python")
+    snippet, training = blocks("python")
+    assert "fine_tuning.jobs.create" in training  # run in test_training_real, which takes longer
     lines = newcomer.done(snippet, [sys.executable, "-c"]).splitlines()
     assert [line.partition("@")[0] for line in lines] == [CUSTOMER, "code-generation", "financial-qa"]
     for line in lines:
