@@ -232,7 +232,7 @@ def fleet(run: Run) -> list[str]:
         "killed and started again. Each adapter was trained to\nanswer with its own number, so every answer is held "
         "against what its name allowed when it was asked."
     )
-    return [f"## Real vLLM, two engines\n\n{run.taken}, {run.machine}. {told}", f"```\n{run.data['text']}\n```"]
+    return [f"## Real vLLM, two engines\n\n{run.taken}, {run.machine}.\n{told}", f"```\n{run.data['text']}\n```"]
 
 
 def bar(runs: Sequence[Run]) -> str:

@@ -6,6 +6,8 @@ import ast
 import functools
 import re
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,6 +100,14 @@ def test_heavy_packages_are_never_imported() -> None:
         if name.split(".")[0] in FORBIDDEN_EVERYWHERE
     ]
     assert found == []
+
+
+def test_the_gateway_process_loads_no_data_tool() -> None:
+    """The libraries of the extra `train` are 200 MB that no request needs."""
+    tools = {"numpy", "pyarrow", "tokenizers", "jinja2", "datasketch", "py3langid", "sacrebleu", "matplotlib", "scipy"}
+    code = f"import sys, gateway.server; print(sorted({{m.split('.')[0] for m in sys.modules}} & {tools!r}))"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
 
 
 def test_fastapi_only_under_gateway() -> None:
