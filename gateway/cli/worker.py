@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gateway.settings import Settings
     from training.steps import Steps
 
+PARENT_S = 1.0  # between two looks at whether it is still there
 STEPS = "gateway.local.trainer:open_steps"  # called with (data_dir, db, admin_url)
 
 
@@ -32,7 +33,16 @@ STEPS = "gateway.local.trainer:open_steps"  # called with (data_dir, db, admin_u
 @click.option("--stop-runs", is_flag=True, help="At the end stop runs at a checkpoint; else they go on by themselves.")
 @click.option("--json", "as_json", is_flag=True, help="At the end, print the jobs that were carried as one document.")
 @click.option("--steps", default=STEPS, hidden=True)
-def worker(config: Path | None, data_dir: Path | None, once: bool, stop_runs: bool, as_json: bool, steps: str) -> None:
+@click.option("--parent", type=int, hidden=True)
+def worker(
+    config: Path | None,
+    data_dir: Path | None,
+    once: bool,
+    stop_runs: bool,
+    as_json: bool,
+    steps: str,
+    parent: int | None,
+) -> None:
     """Run the worker that carries out training jobs, until SIGTERM or Ctrl-C.
 
     One worker for each data directory. It takes one run at a time for each GPU, or one on the processor, and checks
@@ -62,13 +72,17 @@ def worker(config: Path | None, data_dir: Path | None, once: bool, stop_runs: bo
         db = Database.open(loaded.database)
         stack.callback(db.close)
         db.migrate()
-        document = asyncio.run(_work(places.data, db, _steps(steps, loaded, db), once=once, stop_runs=stop_runs))
+        document = asyncio.run(
+            _work(places.data, db, _steps(steps, loaded, db), once=once, stop_runs=stop_runs, parent=parent)
+        )
     if as_json:
         output.document(document)
 
 
-async def _work(data: Path, db: Database, steps: Steps, *, once: bool, stop_runs: bool) -> dict[str, Any]:
-    """Until a signal (a second one: at once), or until nothing is left to do."""
+async def _work(
+    data: Path, db: Database, steps: Steps, *, once: bool, stop_runs: bool, parent: int | None
+) -> dict[str, Any]:
+    """Until a signal (a second one: at once), until nothing is left to do, or until the parent is gone."""
     import time
 
     from training.places import Places
@@ -94,11 +108,21 @@ async def _work(data: Path, db: Database, steps: Steps, *, once: bool, stop_runs
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end)
+    orphaned = asyncio.ensure_future(_orphaned(parent, ending)) if parent is not None else None
     with contextlib.suppress(asyncio.CancelledError):
         await running
+    if orphaned is not None:
+        orphaned.cancel()
     jobs = [await record.job(job_id) for job_id in made.carried]
     shown = [{"id": job.id, "name": job.name, "state": job.state.value} for job in jobs]
     return {"worker": record.worker, "devices": list(devices), "jobs": shown}
+
+
+async def _orphaned(parent: int, ending: asyncio.Event) -> None:
+    """A gateway that was killed must not leave a worker that nobody knows of."""
+    while os.getppid() == parent:  # noqa: ASYNC110  # nobody tells
+        await asyncio.sleep(PARENT_S)
+    ending.set()
 
 
 def _steps(name: str, settings: Settings, db: Database) -> Steps:

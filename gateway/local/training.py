@@ -52,6 +52,7 @@ async def _spawn(data: Path, environ: Mapping[str, str], log: EngineLog) -> asyn
     try:
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "gateway", "worker", "--data-dir", str(data), "--stop-runs"),
+            *("--parent", str(os.getpid())),
             env=dict(environ),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,

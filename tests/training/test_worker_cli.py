@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -61,3 +62,27 @@ async def test_one_per_data_directory_and_ended_by_a_signal(shop: Shop) -> None:
     shop.let("gate", 100)
     await shop.work()
     assert len(shop.starts(job.id)) == 1
+
+
+def start_below(shop: Shop) -> subprocess.Popen[str]:
+    """A shell that starts a worker as `up` does, and waits for it."""
+    worker = shlex.join([sys.executable, "-m", "gateway", "worker", "--steps", f"{__name__}:open_steps"])
+    environ = {**os.environ, "LORAGATE_HOME": str(shop.places.data)}
+    words = f"{worker} --parent $$ & wait"
+    return subprocess.Popen(["sh", "-c", words], cwd=ROOT, env=environ, text=True, stderr=subprocess.PIPE)
+
+
+async def test_a_worker_does_not_outlive_the_gateway_that_started_it(shop: Shop) -> None:
+    """`up` says who it is; killed, it can end nothing itself."""
+    parent = start_below(shop)
+    assert parent.stderr is not None
+    assert "takes training jobs" in await asyncio.to_thread(parent.stderr.readline)
+    parent.kill()
+    await asyncio.to_thread(parent.wait)
+    # The worker has the other end of the pipe: it closes when the worker is gone.
+    await asyncio.wait_for(asyncio.to_thread(parent.stderr.read), 60)
+    parent.stderr.close()
+    job = await shop.add(max_steps=6)
+    code, _, err = await asyncio.to_thread(ended, start(shop, "--once"))  # the lock is free
+    assert code == 0, err
+    assert (await shop.jobs.show(job.id)).state is JobState.SUCCEEDED
