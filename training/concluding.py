@@ -5,7 +5,6 @@ Every step may be begun again: the same files are the same version. Must not kno
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
@@ -144,5 +143,4 @@ async def _put_live(run: Run, gateway: Gateway, version: str, tell: Tell, why: s
 def kept(run: Run) -> Finished:
     """A model of its own, or what the recipe wants in the folder only."""
     where = run.folder / OUTPUT if run.settled.served != "adapter" else run.folder / ADAPTER
-    (run.folder / "kept.json").write_text(json.dumps({"folder": str(where)}), encoding="utf-8")
     return Finished(Outcome.KEPT, {"folder": str(where), "trained_tokens": run.settled.tokens})

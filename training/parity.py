@@ -19,12 +19,12 @@ from typing import Any, BinaryIO, Protocol
 from adapters.errors import ServiceError
 from training.conversation import Conversation, for_trainer
 from training.errors import NotServable
+from training.interpreter import Interpreter
 from training.plan import Settled
 
 ROWS = 3
 TIMEOUT_S = 300.0  # importing LLaMA-Factory takes 10 s, and minutes where the disk is cold and the machine busy
 CHILD = Path(__file__).resolve().with_name("parity_child.py")
-_KEPT = ("LANG", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH")
 
 
 class Render(Protocol):
@@ -131,7 +131,7 @@ async def trained(asked: Mapping[str, Any], python: Path, folder: Path) -> dict[
         child = await asyncio.create_subprocess_exec(
             *argv,
             cwd=folder,
-            env=environment(python, folder),
+            env=Interpreter(python, more={"OMP_NUM_THREADS": "1"}).environment(folder),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -166,19 +166,6 @@ def _answered(answer: Path, log: Path, code: int | None) -> dict[str, Any]:
             f"LLaMA-Factory's own template code failed (exit {code}): {_last_line(log)} {log} has all of it."
         ) from None
     return found
-
-
-def environment(python: Path, folder: Path) -> dict[str, str]:
-    """A short allow-list, offline, on the processor."""
-    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    return kept | {
-        "PATH": os.pathsep.join((str(python.parent), os.environ.get("PATH", os.defpath))),
-        "HOME": str(folder),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONUTF8": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-    }
 
 
 def _last_line(log: Path) -> str:

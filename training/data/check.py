@@ -15,7 +15,7 @@ from training.data import rules
 from training.data.duplicates import Exact, Near
 from training.data.finding import KINDS, Finding, found
 from training.data.languages import Languages
-from training.data.lengths import Lengths, Spread
+from training.data.lengths import Lengths
 from training.data.privacy import personal, secrets
 from training.data.reading import Data
 from training.data.records import OnBytes
@@ -239,9 +239,6 @@ class _Look:
             mask_history=bool(self._weighted),
             dropped=self._dropped,
         )
-
-    def _tokens_of(self, spread: Spread) -> Tokens:
-        return Tokens(self._prompt, self._learned, spread, self._cutoff, self._over, self._lost)
 
     def _repeated(self) -> None:
         for kind, row, first in self._exact.repeats():
