@@ -97,6 +97,7 @@ class ScriptedServer:
     ) -> None:
         assert self._server is not None
         self._server.close()
+        await accepted()
         for play in tuple(self._plays):
             play.cancel()
         await asyncio.gather(*self._plays, return_exceptions=True)
@@ -120,6 +121,12 @@ class ScriptedServer:
             writer.close()
             with suppress(OSError, asyncio.CancelledError):
                 await writer.wait_closed()
+
+
+async def accepted() -> None:
+    """Until what a listening server accepted in this very moment is a connection (two turns of the loop later)."""
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 def answering(*answers: bytes, then_close: bool = True) -> Script:

@@ -43,6 +43,13 @@ def ready(*addresses: str) -> dict[str, str]:
     return dict.fromkeys(addresses, "ready")
 
 
+async def until_left(gateway: Running) -> None:
+    """Until what was sent to replicas that have left is over: a request chosen before may arrive there after."""
+    async with asyncio.timeout(SOON_S):
+        while gateway.started.gateway.proxy.fleet.leaving:
+            await asyncio.sleep(0.005)
+
+
 class Traffic:
     """Callers that ask without a pause, one after the other; all answers counted."""
 
@@ -108,6 +115,7 @@ async def test_replicas_join_and_leave_under_traffic(tmp_path: Path) -> None:
                 await calling.more(20)
                 names.addresses = (B, C)
                 await until(gateway, ready(B, C))
+                await until_left(gateway)
                 asked = len(one.inferences)
                 await calling.more(20)
                 assert len(one.inferences) == asked
@@ -164,9 +172,7 @@ async def test_a_deadline_ends_what_runs_for_too_long_where_a_replica_has_left(t
             assert events((await running).content)[-1][1]["error"]["code"] == "upstream_disconnected"
             assert (await asked).status_code == 200  # nothing of it was seen: another has answered
             await one.idle()
-            async with asyncio.timeout(SOON_S):
-                while gateway.started.gateway.proxy.fleet.leaving:
-                    await asyncio.sleep(0.01)
+            await until_left(gateway)
             series = {labels for name, labels in await page(gateway) if name == "loragate_upstream_errors_total"}
             assert {dict(labels)["replica"] for labels in series} == {"gone"}
 
@@ -289,6 +295,7 @@ async def test_all_addresses_may_change_at_once(tmp_path: Path) -> None:
                     engine.script(Fault.SLOW, delay=0.2, path=LOAD)
                 names.addresses = (C, D)
                 await until(gateway, ready(C, D))
+                await until_left(gateway)
                 asked = [len(engine.inferences) for engine in old]
                 await calling.more(20)
                 assert [len(engine.inferences) for engine in old] == asked

@@ -19,6 +19,7 @@ from adapters.errors import ServiceError
 from gateway.errors import Unauthenticated
 from gateway.protocol import STRANGER_BYTES, Connection
 from gateway.settings import Receive
+from tests.scripted_server import accepted
 
 HOST = b"host: x\r\n"
 
@@ -130,6 +131,7 @@ async def serving(**bounds: Any) -> AsyncIterator[Port]:
         yield Port(plane, state, server.sockets[0].getsockname()[1])
     finally:
         server.close()
+        await accepted()
         for connection in list(state.connections):
             assert isinstance(connection, Connection)
             connection.transport.abort()
