@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from adapters.errors import InvalidRequest, ServiceError
+from training import baseview
 from training.demo_child import Child, DemoFailed
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo"
@@ -94,7 +95,8 @@ def write_job(job: Path, data: Path, base: Path, effort: Effort) -> Path:
     }
     (job / "dataset_info.json").write_text(json.dumps({"demo": description}, indent=2), encoding="utf-8")
     settings = job / "train.yaml"
-    settings.write_text(yaml.safe_dump(recipe(job, base, effort), sort_keys=False), encoding="utf-8")
+    loaded = baseview.lay_out(base, job / "base", {})
+    settings.write_text(yaml.safe_dump(recipe(job, loaded, effort), sort_keys=False), encoding="utf-8")
     return settings
 
 

@@ -20,6 +20,7 @@ import yaml
 
 from adapters import intake
 from adapters.errors import InvalidRequest
+from training import baseview
 from training.digests import Digests, hashed
 from training.types import Job
 
@@ -100,6 +101,7 @@ def ingredients(
 ) -> dict[str, Any]:
     """What goes into a run that is laid out in `folder`. base: where it lies now, if not where train.yaml says."""
     settings = read_settings(folder)
+    base = base or base_of(folder)
     data = {each.name: hashed(each) for each in sorted((folder / "data").glob("*.json*")) if each.name != "report.json"}
     wanted = recipe.get("data")
     deepspeed = settings.get("deepspeed")
@@ -112,8 +114,8 @@ def ingredients(
         "settings": {name: value for name, value in settings.items() if name not in PATHS},
         "deepspeed": _sha(folder / Path(deepspeed).name) if isinstance(deepspeed, str) else None,
         "base": {
-            "id": settled.get("base") or Path(str(settings.get("model_name_or_path", ""))).name,
-            "files": base_files(base or Path(str(settings.get("model_name_or_path", ""))), digests),
+            "id": settled.get("base") or base_of(folder).name,
+            "files": base_files(base, digests),
         },
         "seed": settings.get("seed"),
         "python": trainer.get("python"),
@@ -124,6 +126,11 @@ def ingredients(
             **{key: trainer.get(key) for key in ("system", "machine", "threads", "instructions", "cuda", "gpus")},
         },
     }
+
+
+def base_of(folder: Path) -> Path:
+    """Where the base of the run in `folder` lay when it ran. InvalidRequest."""
+    return baseview.origin(Path(str(read_settings(folder).get("model_name_or_path", ""))))
 
 
 def base_files(base: Path, digests: Digests) -> dict[str, str]:

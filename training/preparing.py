@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from training import template, trainyaml
+from training import baseview, template, trainyaml
 from training.data.reading import open_data
 from training.data.report import Report
 from training.data.row import Row
@@ -25,7 +25,7 @@ from training.plan import Settled, settle
 from training.recipe import Recipe
 
 DATA, TRAIN, VALID, GUARDED = "data", "train", "valid", "guarded"
-SETTINGS, DEEPSPEED, OUTPUT = "train.yaml", "deepspeed.json", "out"
+SETTINGS, DEEPSPEED, OUTPUT, BASE = "train.yaml", "deepspeed.json", "out", "base"
 NEAR_ROWS = 50_000
 
 
@@ -96,7 +96,7 @@ def _settings(settled: Settled, facts: Facts, folder: Path, *, has_validation: b
         deepspeed.write_text(json.dumps(dict(settled.deepspeed), indent=2), encoding="utf-8")
     text = trainyaml.written(
         settled.llamafactory,
-        base=facts.base.folder,
+        base=baseview.lay_out(facts.base.folder, folder / BASE, settled.llamafactory),
         data=folder / DATA,
         output=folder / OUTPUT,
         train=TRAIN,

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from adapters.errors import InvalidRequest
-from training import lineage
+from training import baseview, lineage
 from training.digests import Digests
 from training.errors import TrainingFailed
 from training.interpreter import Interpreter
@@ -128,7 +128,8 @@ def prepare(manifest: Mapping[str, Any], folder: Path, fresh: Path, base: Path) 
     for file in source.iterdir():
         if file.is_file():
             shutil.copyfile(file, fresh / "data" / file.name)
-    settings: dict[str, Any] = {"model_name_or_path": str(base), "dataset_dir": str(fresh / "data")}
+    loaded = baseview.lay_out(base, fresh / "base", manifest["settings"])
+    settings: dict[str, Any] = {"model_name_or_path": str(loaded), "dataset_dir": str(fresh / "data")}
     settings |= {**manifest["settings"], **QUIET, "output_dir": str(fresh / "out")}
     if manifest.get("deepspeed"):
         named = Path(str(lineage.read_settings(folder).get("deepspeed"))).name

@@ -29,7 +29,7 @@ class StatusRoutes:
         router.add_api_route("/admin/v1/status", self.status, methods=["GET"], dependencies=[Depends(admin)])
         router.add_api_route("/livez", self.livez, methods=["GET"], dependencies=[Depends(public)])
         router.add_api_route("/readyz", self.readyz, methods=["GET"], dependencies=[Depends(public)])
-        router.include_router(metrics_router(self._metrics))
+        router.routes.extend(metrics_router(self._metrics).routes)
         return router
 
     async def status(self) -> JSONResponse:

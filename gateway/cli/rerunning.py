@@ -32,7 +32,7 @@ def rerun(gateway: Session, text: str, *, target: Path | None, base: Path | None
     folder = _found(gateway, places, text)
     manifest = _manifest(folder)
     final = free(target) if target is not None else None
-    at = base.absolute() if base is not None else Path(str(lineage.read_settings(folder).get("model_name_or_path")))
+    at = base.absolute() if base is not None else lineage.base_of(folder)
     if not (at / "config.json").is_file():
         raise InvalidRequest(f"The base {manifest['base']['id']} is not in {at} any more. Name its folder with --base.")
     python = trainer.interpreter(places.data, again.devices(manifest))

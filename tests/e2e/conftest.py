@@ -34,11 +34,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test's deadline begins when its fixtures are there: they may have to install an environment first."""
+    """A test's deadline begins when its fixtures are there: they may have to install an environment first.
+
+    And whoever uses a real environment is a test of the real thing, also where it forgot to say so.
+    """
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             given = item.get_closest_marker("timeout")
             item.add_marker(pytest.mark.timeout(given.args[0] if given else FUNCTION_S, func_only=True), append=False)
+        for fixture in {"engine_python", "training_python"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(fixture.removesuffix("_python").replace("training", "trainer"))
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,9 @@ def test_everything_that_the_trainer_reads_is_there(tmp_path: Path, facts: Facts
     settings = yaml.safe_load((tmp_path / "train.yaml").read_text())
     assert (settings["dataset"], settings["eval_dataset"]) == ("train", "valid")
     assert Path(settings["output_dir"]) == tmp_path / "out"
-    assert Path(settings["model_name_or_path"]) == DEMO / "base"
+    base = Path(settings["model_name_or_path"])
+    assert json.loads((base / "config.json").read_text())["dtype"] == "float32"  # the demo's is stored in bfloat16
+    assert (base / "model.safetensors").samefile(DEMO / "base" / "model.safetensors")
     described = json.loads((tmp_path / DATA / "dataset_info.json").read_text())
     assert {name: each["formatting"] for name, each in described.items()} == {"train": "sharegpt", "valid": "sharegpt"}
     train, valid = rows_of(tmp_path / DATA / "train.jsonl"), rows_of(tmp_path / DATA / "valid.jsonl")
