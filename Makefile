@@ -4,9 +4,12 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && exit; done; echo python3)
 RUN    := .venv/bin/python
 PIN    := $(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes
-FAST   := $(RUN) -m pytest -n auto --dist loadgroup -m "not engine and not trainer"
+SPREAD := $(RUN) -m pytest -n auto --dist loadgroup
 # Images set it for their size: then every process compiles all that it imports, 4 s of each test process.
 unexport PYTHONDONTWRITEBYTECODE
+# What runs through the compiled files with every kind of body, stream, limit and fault; the rest says nothing about them.
+HOT     := $(addprefix tests/gateway/,v1 $(patsubst %,test_%.py,protocol streamed_bodies tokens metrics inference bodies_e2e \
+	limits_e2e access_e2e callers canary_e2e slots_e2e what_streams_keep upstream_faults_e2e no_free_rides no_leaks overload))
 SOURCES := $(shell find adapters configs gateway training -type f -not -name '*.pyc')
 
 .PHONY: up test test-compiled test-fast check format bench pins demo clean help
@@ -15,20 +18,21 @@ up: .venv/ready          ## serve the demo (or your model: make up ARGS="--model
 	@.venv/bin/loragate up $(ARGS)
 
 test: .venv/dev          ## every test, real vLLM and real LLaMA-Factory included (first run: about 10 minutes more)
-	@echo "1 of 2: what needs neither vLLM nor LLaMA-Factory, in several processes"; $(FAST) $(ARGS); fast=$$?; \
+	@echo "1 of 2: what needs neither vLLM nor LLaMA-Factory, in several processes"; \
+	$(SPREAD) -m "not engine and not trainer" $(ARGS); fast=$$?; \
 	echo "2 of 2: real vLLM and real LLaMA-Factory, in one process that starts the engine once"; \
 	$(RUN) -m pytest -m "engine or trainer" $(ARGS); real=$$?; \
 	if [ $$real = 5 ]; then real=0; elif [ $$fast = 5 ]; then fast=0; fi; \
 	[ $$fast != 0 ] || exit $$real; exit $$fast  # 5: nothing collected, fine for one of the two (ARGS may name files)
 
-test-compiled: .venv/ready .venv/dev ## the gateway's tests against the compiled hot path, in a copy of the tree
+test-compiled: .venv/ready .venv/dev ## the hot path's tests against what is compiled of it, in a copy of the tree
 	@rm -rf build/compiled && cp -R build/loragate build/compiled && cp -R bench deploy docs tests Makefile *.md build/compiled/
 	@if ls build/compiled/gateway/v1/proxy.*.so >/dev/null 2>&1; then \
-	cd build/compiled && ../../$(FAST) -p no:cacheprovider tests/gateway $(ARGS); \
+	cd build/compiled && ../../$(SPREAD) -m "not engine and not trainer" -p no:cacheprovider $(HOT) $(ARGS); \
 	else echo "Nothing is compiled here (no C compiler): the tests above are all there is."; fi
 
-test-fast: .venv/dev     ## the tests that need neither: about a minute
-	@$(FAST) $(ARGS)
+test-fast: .venv/dev     ## the tests that need neither and take no seconds: about a minute
+	@$(SPREAD) -m "not engine and not trainer and not slow" $(ARGS)
 
 check: .venv/dev         ## lint, format and types
 	@.venv/bin/ruff check .

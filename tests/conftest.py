@@ -13,7 +13,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests import databases
+from tests import databases, slow
 from tests.databases import Postgres
 from tests.fake_vllm import FakeVLLM
 
@@ -29,6 +29,14 @@ gc.disable()
 
 def pytest_configure() -> None:
     gc.freeze()  # the process that only hands out tests gets no further
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix() in slow.MODULES:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_collection_finish() -> None:

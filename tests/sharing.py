@@ -1,4 +1,5 @@
-"""Who runs which test, for pytest-xdist: all that needs PostgreSQL goes to one process, so that one cluster is made.
+"""Who runs which test, for pytest-xdist: all that needs PostgreSQL goes to one process, so that one cluster is made,
+and all that reads the whole source to another.
 
 By name, because pytest 9.2 no longer lets pytest-xdist 3.8 write a test's `xdist_group` into its id: without this,
 every process makes a cluster of its own (2 s of CPU each), and nothing says so.
@@ -14,4 +15,6 @@ class Sharing(LoadGroupScheduling):  # type: ignore[misc]
         """The group of a test, its own id for one that needs nothing shared."""
         if "[postgresql" in nodeid or "/test_postgres.py::" in nodeid:
             return "postgresql"
+        if "/test_architecture.py::" in nodeid:
+            return "architecture"
         return str(super()._split_scope(nodeid))

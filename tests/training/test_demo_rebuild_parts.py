@@ -22,9 +22,7 @@ def child(folder: Path, seen: list[tuple[int, int]]) -> Child:
 
 
 def test_a_job_trains_what_will_be_served(tmp_path: Path) -> None:
-    settings = yaml.safe_load(
-        write_job(tmp_path / "job", DATA, DEMO / "base", Effort()).read_text(encoding="utf-8")
-    )
+    settings = yaml.safe_load(write_job(tmp_path / "job", DATA, DEMO / "base", Effort()).read_text(encoding="utf-8"))
     assert settings["default_system"] == SYSTEM
     assert (settings["lora_rank"], settings["template"], settings["num_train_epochs"]) == (8, "qwen", 150)
     description = json.loads((tmp_path / "job" / "dataset_info.json").read_text(encoding="utf-8"))["demo"]
