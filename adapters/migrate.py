@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from adapters import postgresql
 from adapters.errors import DatabaseUnusable
 
-HEAD = "0003"  # the newest file in adapters/migrations/versions (a test compares)
+HEAD = "0004"  # the newest file in adapters/migrations/versions (a test compares)
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 0x10DA6A7E  # PostgreSQL's advisory lock of all loragate processes that migrate
 _version = sa.table("alembic_version", sa.column("version_num", sa.Text))

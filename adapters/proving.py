@@ -6,7 +6,6 @@ Must not know loads: whoever loads asks, and decides what a failure means there.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 
 import sqlalchemy as sa
@@ -15,6 +14,7 @@ from adapters import store
 from adapters.db import Database
 from adapters.engine import EngineClient
 from adapters.errors import NotProven, ServiceError
+from adapters.lineage import utterances
 from adapters.proof import Reference, Verdict, decode, encode, hold, prove
 
 REGISTRY_S = 2.0  # requests wait for a load, and it must not wait for a database that stands still
@@ -56,10 +56,10 @@ class Prover:
 
         try:
             async with asyncio.timeout(REGISTRY_S):
-                reference, lineage = await self._db.read(read)
+                reference, made = await self._db.read(read)
         except (ServiceError, TimeoutError):
             return (), ()
-        return _decoded(reference, engine_name), _decoded(_trained(lineage), engine_name)
+        return _decoded(reference, engine_name), _decoded(utterances(made), engine_name)
 
     async def _keep(self, engine_name: str, said: Reference) -> bool:
         """False where another engine's is kept already."""
@@ -69,15 +69,6 @@ class Prover:
         except (ServiceError, TimeoutError) as exc:  # the next engine's proof is kept instead
             _log.warning("the proof of %s could not be kept: %s", engine_name, exc or "the database does not answer")
             return True
-
-
-def _trained(lineage: str | None) -> str | None:
-    """The trainer's utterances, as training writes them into the lineage under `proof`."""
-    try:
-        found = json.loads(lineage)["proof"] if lineage else None
-    except (ValueError, KeyError, TypeError):
-        return None
-    return json.dumps(found) if found is not None else None
 
 
 def _decoded(text: str | None, engine_name: str) -> Reference:

@@ -23,6 +23,7 @@ from adapters.db import Database
 from adapters.errors import Conflict, EngineError, InvalidName, InvalidRequest, NotFound, ServiceError
 from adapters.gateways import Alone, Gateways
 from adapters.intake import Checked
+from adapters.lineage import thinking
 from adapters.names import check_public_name, check_version, engine_name
 from adapters.reconcile import Reconciler
 from adapters.served import BaseInfo, described
@@ -138,7 +139,11 @@ class AdapterService:
             try:
                 checked = await asyncio.to_thread(intake.check, folder, base, self._max_lora_rank, draft.write)
                 version = self._described(name, checked, base, source or str(folder), notes[:MAX_NOTES])
-                version = replace(version, checksums=json.dumps(dict(checksums)) if checksums else None)
+                version = replace(
+                    version,
+                    checksums=json.dumps(dict(checksums)) if checksums else None,
+                    thinking=thinking(lineage),
+                )
                 add = partial(store.add, version=version, by=by, owner=owner, lineage=lineage)
                 await self._keep(draft, version, checked, base, add)
             finally:

@@ -55,6 +55,7 @@ versions = sa.Table(
     sa.Column("lineage", sa.Text),
     sa.Column("checksums", sa.Text),
     sa.Column("proof", sa.Text),
+    sa.Column("thinking", sa.Boolean),
 )
 _CEILINGS = tuple(field.name for field in fields(Ceilings))
 _NO_CEILINGS = [None] * len(_CEILINGS)
@@ -345,6 +346,7 @@ def served(conn: sa.Connection) -> Iterator[Served]:
             sa.func.coalesce(versions.c.version == adapters.c.live, sa.false()),
             versions.c.created_at,
             sa.case((versions.c.version == adapters.c.canary, adapters.c.canary_percent)),
+            versions.c.thinking,
             *(adapters.c[name] for name in _CEILINGS),
         )
         .join(adapters, adapters.c.name == versions.c.name)
@@ -352,9 +354,9 @@ def served(conn: sa.Connection) -> Iterator[Served]:
         .order_by(versions.c.name)  # /v1/models is the same list in every gateway
         .execution_options(yield_per=500)
     )
-    for name, version, engine_name, base, live, at, percent, *given in conn.execute(query):
+    for name, version, engine_name, base, live, at, percent, thinking, *given in conn.execute(query):
         limits = _UNLIMITED if given == _NO_CEILINGS else Ceilings(*given)
-        yield Served(name, version, engine_name, base, bool(live), at, percent, limits)
+        yield Served(name, version, engine_name, base, bool(live), at, percent, limits, thinking)
 
 
 def wanted(conn: sa.Connection, limit: int) -> tuple[WantedVersion, ...]:

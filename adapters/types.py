@@ -66,6 +66,7 @@ class Version:
     checksums: str | None = None  # JSON: file → sha256 as it came
     pinned: bool = False  # an operator asked for it to stay loaded
     has_lineage: bool = False  # it is known how it was made
+    thinking: bool | None = None  # what its requests say of thinking where callers say nothing: as it was trained
     registered_by: str | None = None  # as Event.by; known only where the history was asked
     replicas: tuple[Placement, ...] = ()
 
@@ -140,6 +141,7 @@ class Served:
     created_at: float
     canary_percent: float | None = None  # set on the version that is the canary
     ceilings: Ceilings = Ceilings()
+    thinking: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

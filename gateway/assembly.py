@@ -96,9 +96,10 @@ def _target(version: Served, pinned: str, known: Target | None, limits: Limits) 
         and known.engine_name == version.engine_name
         and known.limits is limits
         and known.created == created
+        and known.thinking is version.thinking
     ):
         return known
-    return Target(version.name, version.engine_name, version.version, limits, created)
+    return Target(version.name, version.engine_name, version.version, limits, created, thinking=version.thinking)
 
 
 def _same(before: T | None, after: T) -> T:

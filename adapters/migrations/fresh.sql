@@ -36,6 +36,7 @@ CREATE TABLE adapter_versions (
     lineage TEXT,
     checksums TEXT,
     proof TEXT,
+    thinking BOOLEAN,
     CONSTRAINT pk_adapter_versions PRIMARY KEY (name, version),
     CONSTRAINT fk_adapter_versions_name FOREIGN KEY(name) REFERENCES adapters (name) ON DELETE CASCADE
 );
@@ -159,4 +160,4 @@ CREATE TABLE feedback (
 );
 CREATE INDEX ix_feedback_model ON feedback (model);
 INSERT INTO revision (id, n) VALUES (1, 0);
-INSERT INTO alembic_version (version_num) VALUES ('0003');
+INSERT INTO alembic_version (version_num) VALUES ('0004');

@@ -221,5 +221,6 @@ def _version(version: Version) -> VersionView:
         registered_by=version.registered_by,
         checksums=json.loads(version.checksums) if version.checksums else None,
         lineage=version.has_lineage,
+        thinking=version.thinking,
         replicas=replicas,
     )

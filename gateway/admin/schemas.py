@@ -312,6 +312,7 @@ class VersionView(BaseModel):
     registered_by: str | None = Field(description="as `by` of the history")
     checksums: dict[str, str] | None = Field(description="file → sha256, as it came; null for a folder")
     lineage: bool = Field(description="whether it is known how it was made")
+    thinking: bool | None = Field(description="`enable_thinking` of requests that leave it out; null: the base's own")
     replicas: list[PlacementView]
 
 

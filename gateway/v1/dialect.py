@@ -21,6 +21,7 @@ from gateway.v1.wire import anthropic_error, encode, openai_error
 _USAGE_OPTIONS = {"include_usage": True, "continuous_usage_stats": True}
 
 
+_SAID = "chat_template_kwargs"
 _FINISH = b'"finish_reason":"'
 
 
@@ -113,9 +114,14 @@ _DIALECTS = (
 BY_PATH: Mapping[str, Dialect] = {dialect.path: dialect for dialect in _DIALECTS}
 
 
-def prepare(dialect: Dialect, checked: Checked, engine_name: str) -> bytes:
-    """The request as the engine gets it: our own serialisation, the engine's name for the weights, usage asked for."""
+def prepare(dialect: Dialect, checked: Checked, engine_name: str, thinking: bool | None = None) -> bytes:
+    """The request as the engine gets it: our own serialisation, the engine's name for the weights, usage asked for.
+
+    thinking: what a conversation says to the chat template where its caller says nothing.
+    """
     body = {**checked.body, **dialect.adds, "model": engine_name}
+    if thinking is not None and _SAID in dialect.fields.fields:
+        body[_SAID] = {"enable_thinking": thinking, **(body.get(_SAID) or {})}
     if dialect.injects_usage and checked.stream:
         body["stream_options"] = _USAGE_OPTIONS
     return encode(body)

@@ -109,7 +109,7 @@ class Proxy:
             if ticket is not None:
                 await self._queue(x, work, ticket)
             stream = checked.stream and x.dialect.streams
-            await self._ask_engine(x, work, prepare(x.dialect, checked, _target(work).engine_name), stream)
+            await self._ask_engine(x, work, checked, stream)
             if stream:
                 await self._pass_stream(x, work, checked)
             elif x.ended:
@@ -181,9 +181,10 @@ class Proxy:
 
     # The engine ----------------------------------------------------------------------------------------
 
-    async def _ask_engine(self, x: Exchange, work: Work, body: bytes, stream: bool) -> None:
+    async def _ask_engine(self, x: Exchange, work: Work, checked: fields.Checked, stream: bool) -> None:
         """Send it to a replica that has the weights; once more to another if nothing came back."""
         target = _target(work)
+        body = prepare(x.dialect, checked, target.engine_name, target.thinking)
         tried: Replica | None = None
         lost = 0  # replicas that turned out not to have it
         while True:
@@ -277,8 +278,7 @@ class Proxy:
     def _pass_whole(self, x: Exchange, work: Work) -> None:
         """One JSON body that was held until it was whole."""
         target = _target(work)
-        parts = x.parts
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        body = b"".join(x.parts)  # of one part, that part itself
         work.usage = usage_of(x.dialect, body)
         if work.usage is None and (x.dialect.generates or not wire.is_object(body)):
             self._blame(_replica(work), "protocol", "not the JSON it said it was")

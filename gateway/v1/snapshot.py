@@ -53,6 +53,7 @@ class Target:
     created: int = 0  # unix seconds, for /v1/models
     canary: Target | None = None  # of a public name: what answers a share of its callers instead (split.py)
     canary_percent: float = 0.0
+    thinking: bool | None = None  # what its requests say of thinking where callers say nothing: as it was trained
 
     @property
     def answer_name(self) -> str:

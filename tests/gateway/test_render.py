@@ -78,6 +78,22 @@ async def test_lineage_is_a_json_object(tmp_path: Path, body: str) -> None:
         assert "lineage" in answer.json()["error"]["message"]
 
 
+async def test_a_version_is_asked_as_it_was_trained(tmp_path: Path) -> None:
+    """Callers need not know that a base thinks and its adapter was trained without; others are left alone."""
+    lineage = {"chat_template_kwargs": {"enable_thinking": False}}
+    async with FakeVLLM() as engine, running(tmp_path / "data", [engine]) as gateway, gateway.admin() as admin:
+        for name, more in (("trained", {"lineage": lineage}), ("plain", {})):
+            source = str(tiny_lora(tmp_path / name, len(name)))
+            made = await admin.post(ADAPTERS, json={"source": source, "name": name, "promote": True, **more})
+            assert made.status_code == 201, made.text
+            assert made.json()["versions"][0]["thinking"] is (False if more else None)
+        async with await gateway.openai() as client:
+            for name in ("trained", "plain", "demo-base"):
+                await client.chat.completions.create(model=name, messages=[{"role": "user", "content": "hello"}])
+        said = [seen.json().get("chat_template_kwargs") for seen in engine.inferences if "messages" in seen.json()]
+        assert said[-3:] == [{"enable_thinking": False}, None, None]
+
+
 async def test_an_upload_brings_its_lineage_as_text(tmp_path: Path) -> None:
     async with admin_room(tmp_path) as room:
         tiny_lora(room.home / "lora", 1)

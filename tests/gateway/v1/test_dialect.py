@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,40 @@ def test_nothing_is_added_where_nothing_is_streamed() -> None:
     assert "stream_options" not in prepared("/v1/messages", messages=MESSAGES, max_tokens=5, stream=True)
     responses = prepared("/v1/responses", input="x", stream=True, stream_options={"include_obfuscation": False})
     assert responses == {"model": "engine@0123456789ab", "input": "x", "stream": True, "store": False}
+
+
+ASKED: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": MESSAGES},
+    "/v1/responses": {"input": "x"},
+    "/v1/messages": {"messages": MESSAGES, "max_tokens": 5},
+    "/v1/messages/count_tokens": {"messages": MESSAGES},
+}
+
+
+@pytest.mark.parametrize("path", ASKED)
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ({}, False),
+        ({"chat_template_kwargs": None}, False),
+        ({"chat_template_kwargs": {}}, False),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, True),
+    ],
+)
+def test_a_conversation_is_asked_as_the_weights_were_trained_unless_the_caller_says(
+    path: str, given: dict[str, Any], sent: bool
+) -> None:
+    dialect = BY_PATH[path]
+    checked = check(dialect.fields, {"model": "public", **ASKED[path], **given}, RequestCaps())
+    body = json.loads(prepare(dialect, checked, "engine", thinking=False))
+    assert body["chat_template_kwargs"] == {"enable_thinking": sent}
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings"])
+def test_what_is_no_conversation_has_no_thinking(path: str) -> None:
+    dialect = BY_PATH[path]
+    checked = check(dialect.fields, {"model": "public", "prompt" if "comp" in path else "input": "x"}, RequestCaps())
+    assert "chat_template_kwargs" not in json.loads(prepare(dialect, checked, "engine", thinking=False))
 
 
 def test_preparing_twice_is_the_same() -> None:
