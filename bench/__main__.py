@@ -1,10 +1,11 @@
-"""The bench's command line: `python -m bench [side|registry|placement|all|real|fleet|profile]`, see --help."""
+"""The bench's command line: `python -m bench [side|registry|placement|all|real|fleet|training|profile]`, see --help."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -27,18 +28,19 @@ from bench.real import Real, Side, through_and_direct
 from bench.registry import large_registry
 from bench.report import Run, render
 from bench.scenarios import SCENARIOS, shortened, side_by_side
+from bench.training import STEPS, RunFailed, training
 from bench.up import demo_up
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 USUAL = ("nginx", "gateway", "vllm-router", "vllm-router-1-thread", "litellm")
-KINDS = ("side_by_side", "registry", "placement", "real", "fleet")
+KINDS = ("side_by_side", "registry", "placement", "real", "fleet", "training")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description="The gateway beside its peers, over a mock engine."
     )
-    kinds = ("all", "side", "registry", "placement", "real", "fleet", "profile")
+    kinds = ("all", "side", "registry", "placement", "real", "fleet", "training", "profile")
     parser.add_argument("what", nargs="?", default="all", choices=kinds)
     parser.add_argument("--peers", default=",".join(USUAL), help=f"some of {','.join(PEERS)}")
     parser.add_argument(
@@ -64,6 +66,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=128, help="real: tokens of each answer")
     parser.add_argument("--extra", default='{"ignore_eos": true}', help="real: JSON merged into each request")
     parser.add_argument("--seconds", type=float, default=300, help="fleet: how long")
+    parser.add_argument("--training-python", help="training: an interpreter that has llamafactory")
     parser.add_argument("--callers", type=int, default=12, help="fleet: how many at once")
     return parser.parse_args(argv)
 
@@ -80,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="loragate-bench-") as scratch:
             runs = measure(flags, Place(flags.cache_dir.absolute(), Path(scratch)))
-    except (PeerFailed, NoEnvironment, LoadFailed) as exc:
+    except (PeerFailed, NoEnvironment, LoadFailed, RunFailed) as exc:
         print(exc, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -105,6 +108,12 @@ def measure(flags: argparse.Namespace, place: Place) -> list[Run]:
         from bench.fleet import fleet  # it needs the tests' packages
 
         return [_run("fleet", fleet(place, seconds=60 if flags.quick else flags.seconds, callers=flags.callers))]
+    if flags.what == "training":
+        python = Path(flags.training_python or os.environ.get("LORAGATE_TRAINING_PYTHON", ""))
+        if not python.is_file():
+            raise RunFailed("Name the interpreter of a training environment with --training-python.")
+        steps, rounds = (10, 1) if flags.quick else (STEPS, flags.rounds)
+        return [_run("training", asdict(training(python, place.scratch, rounds=rounds, steps=steps, say=print)))]
     if flags.what == "real":
         return [_run("real", asdict(_real(flags, place)))]
     runs = []

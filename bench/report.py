@@ -39,7 +39,8 @@ def cell(value: Spread | None, digits: int = 0, scale: float = 1.0, unit: str = 
 def render(runs: Sequence[Run]) -> str:
     """The whole of RESULTS.md from the runs that exist."""
     parts = ["# Benchmark results", INTRODUCTION]
-    makers = {"side_by_side": side_by_side, "registry": registry, "placement": placement, "real": real, "fleet": fleet}
+    makers = {"side_by_side": side_by_side, "registry": registry, "placement": placement, "real": real}
+    makers |= {"fleet": fleet, "training": training}
     ordered = sorted(runs, key=lambda run: list(makers).index(run.kind))
     parts += [bar(ordered)]
     for run in ordered:
@@ -48,7 +49,8 @@ def render(runs: Sequence[Run]) -> str:
 
 
 INTRODUCTION = (
-    "Made by `make bench`, the parts on real vLLM by `python -m bench real` and `python -m bench fleet`. Every figure\n"
+    "Made by `make bench`, the parts on real vLLM by `python -m bench real` and `python -m bench fleet`, the one on\n"
+    "LLaMA-Factory by `python -m bench training`. Every figure\n"
     "is the median of the rounds, with the lowest and highest in brackets; in each round every peer takes its turn at\n"
     "every load, so ratios and differences are taken within a round. CPU is user and system time of the proxy's whole\n"
     "process tree, from its CPU clock. Latency is what the proxy adds: its figure minus the figure without a proxy in\n"
@@ -235,6 +237,28 @@ def fleet(run: Run) -> list[str]:
     return [f"## Real vLLM, two engines\n\n{run.taken}, {run.machine}.\n{told}", f"```\n{run.data['text']}\n```"]
 
 
+def training(run: Run) -> list[str]:
+    samples = run.data["samples"]
+    rows = [
+        [
+            title,
+            *(
+                cell(of(samples[side], figure), digits)
+                for figure, digits in (("wall_s", 1), ("cpu_s", 1), ("own_s", 2))
+            ),
+        ]
+        for side, title in (("bare", "`llamafactory-cli train`"), ("watched", "the same as a job"))
+    ]
+    told = (
+        f"{run.data['steps']} steps on the demo's base, one thread, ten checkpoints; from the trainer's start to the "
+        "judgement of\nwhat came out."
+    )
+    return [
+        f"## A training run\n\n{run.taken}, {run.machine}. {told}",
+        table(["", "seconds", "CPU, seconds", "of it the worker's own"], rows),
+    ]
+
+
 def bar(runs: Sequence[Run]) -> str:
     """What was promised, what was measured, and whether it holds."""
     rows = []
@@ -251,6 +275,10 @@ def bar(runs: Sequence[Run]) -> str:
         elif run.kind == "real":
             share = ratio(run.data["samples"]["direct"], run.data["samples"]["gateway"], "tokens_per_s")
             rows.append(_line("real vLLM: direct tokens/s ÷ through the gateway", share, 1 / 0.98, 3))
+        elif run.kind == "training":
+            for figure, name in (("wall_s", "time"), ("cpu_s", "CPU")):
+                share = ratio(run.data["samples"]["watched"], run.data["samples"]["bare"], figure)
+                rows.append(_line(f"training as a job ÷ bare `llamafactory-cli`, {name}", share, 1.03, 3))
     return "## The bar\n\n" + table(["", "measured", "at most", ""], rows) if rows else ""
 
 

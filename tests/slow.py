@@ -17,6 +17,7 @@ MODULES = frozenset(
         "adapters/test_safetensors.py",
         "adapters/test_service.py",
         "adapters/test_verdict.py",
+        "bench/test_training.py",
         "gateway/test_access_e2e.py",
         "gateway/test_adapter_limits.py",
         "gateway/test_admin_access.py",
