@@ -16,6 +16,7 @@ import yaml
 
 from gateway import settings
 from gateway.cli.serve import serve
+from gateway.cli.worker import worker as worker_command
 from tests.fake_vllm import FakeVLLM
 
 ROOT = Path(__file__).parent.parent
@@ -103,7 +104,7 @@ def test_gateway_image_starts_the_documented_command() -> None:
     assert any("--require-hashes" in rest for word, rest in instructions(path) if word == "RUN")
 
 
-@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [path for path in DOCKERFILES if path.stem != "worker"], ids=lambda path: path.name)
 async def test_health_check_tells_alive_from_dead(path: Path, engine: FakeVLLM) -> None:
     code = json.loads(last(path, "HEALTHCHECK").partition("CMD ")[2])[2].replace("/livez", "/health")
 
@@ -120,7 +121,7 @@ async def test_health_check_tells_alive_from_dead(path: Path, engine: FakeVLLM) 
 # compose
 
 
-@pytest.mark.parametrize("name", ["gateway", "engine", "prometheus"])
+@pytest.mark.parametrize("name", ["gateway", "engine", "worker", "prometheus"])
 def test_compose_services_are_restricted(name: str) -> None:
     service = document("compose.yaml")["services"][name]
     assert service["read_only"] is True
@@ -130,6 +131,17 @@ def test_compose_services_are_restricted(name: str) -> None:
     assert service["init"] is True
     assert "privileged" not in service
     assert service["mem_limit"]
+
+
+def test_the_worker_has_the_gateways_data_and_nothing_published() -> None:
+    services = document("compose.yaml")["services"]
+    worker, gateway = services["worker"], services["gateway"]
+    assert {"data:/data", "adapters:/data/adapters"} <= set(worker["volumes"]) & set(gateway["volumes"])
+    assert ("ports" in worker, set(worker["networks"]) <= set(gateway["networks"])) == (False, True)
+    assert json.loads(last(DEPLOY / "worker.Dockerfile", "CMD")) == worker["command"]
+    assert worker_command.make_context("worker", worker["command"][1:]).params["stop_runs"]
+    base = services["engine"]["volumes"][1]
+    assert base in worker["volumes"], "the trainer reads the base where the engine says that it is"
 
 
 def test_compose_hides_the_engine() -> None:
