@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -39,7 +38,10 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.argument("name")
 @click.argument("version", required=False, callback=digits)
 @click.option(
-    "--data", required=True, type=FILE, help='Held-out rows: JSONL, {"messages": […]} that end with an answer.'
+    "--data",
+    required=True,
+    type=FILE,
+    help="Held-out rows that end with an answer, in any form that can be trained on.",
 )
 @click.option("--metric", default="rouge_l", show_default=True, help="exact, rouge_l, bleu, chrf or likelihood.")
 @click.option("--min-gain", type=float, default=0.0, show_default=True, help="Over the base, at least.")
@@ -123,30 +125,16 @@ async def _evaluated(
 
 
 def rows(path: Path) -> Iterator[Row]:
-    """The conversations of a JSONL file; Refused names the line that is none."""
-    from training.data.row import Row, Turn
+    """The conversations of any file that training takes; Refused names the row that is none. DataRejected."""
+    from training.data.reading import open_data
+    from training.data.row import Row
 
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                found = json.loads(line)
-                turns = tuple(
-                    Turn(
-                        str(message["role"]),
-                        str(message.get("content") or ""),
-                        json.dumps(message["tool_calls"]) if message.get("tool_calls") else None,
-                        message.get("weight", 1) != 0,
-                    )
-                    for message in found["messages"]
-                )
-                tools = json.dumps(found["tools"]) if found.get("tools") else None
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise Refused(
-                    f'Line {number} of {path} is not {{"messages": […]}}. `loragate datasets check {path}` says more.'
-                ) from None
-            yield Row(number, turns, tools)
+    for item in open_data(path).rows():
+        if isinstance(item, Row):
+            yield item
+        elif item.level == "error":
+            where = f"Row {item.row} of {path}" if item.row is not None else str(path)
+            raise Refused(f"{where} cannot be asked: {item.message} `loragate datasets check {path}` says more.")
 
 
 def _general(wanted: bool) -> General | None:

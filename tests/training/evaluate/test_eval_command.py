@@ -64,12 +64,17 @@ async def test_a_good_version_passes_and_a_bad_one_ends_with_1(up: World) -> Non
     assert "refused  Exact match: 0.000 against the base's 0.000" in stdout
 
 
+ROW = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}'
+
+
 @pytest.mark.parametrize(
     ("lines", "argv", "said"),
     [
-        ('{"messages": []}\n{"prompt": "x"}', ["shop"], "Line 2 of held-out.jsonl is not"),
-        ('{"messages": []}', ["nobody"], "There is no adapter nobody."),
-        ('{"messages": []}', ["shop", "--metric", "beauty"], "There is no metric beauty. Use one of exact"),
+        (f'{ROW}\n{{"prompt": "x"}}', ["shop"], "Row 2 of held-out.jsonl cannot be asked: "),
+        ('{"text": "x"}', ["shop"], "held-out.jsonl"),
+        ("", ["shop"], "held-out.jsonl"),
+        (ROW, ["nobody"], "There is no adapter nobody."),
+        (ROW, ["shop", "--metric", "beauty"], "There is no metric beauty. Use one of exact"),
     ],
 )
 async def test_what_cannot_be_is_one_sentence(up: World, lines: str, argv: list[str], said: str) -> None:
