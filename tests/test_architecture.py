@@ -20,6 +20,7 @@ CHILD_SCRIPTS = {
     "training/demo_base.py",
     "training/demo_cast.py",
     "training/parity_child.py",
+    "training/evaluate/bertscore_child.py",
     "training/export/merge_child.py",
     "training/interpreter_child.py",
     "gateway/local/engine_plugin/loragate_cpu_lora.py",

@@ -14,12 +14,14 @@ from typing import Any
 
 from adapters.http import open_http
 from training.evaluate import report
+from training.evaluate.bertscore import BertScore
 from training.evaluate.evaluation import Evaluation
 from training.evaluate.gate import Rules, Verdict, gate
 from training.evaluate.general import load as general_set
 from training.evaluate.judge import Judge, JudgeAt
 from training.evaluate.run import Ask, evaluate
 from training.gatewayclient import FILES, Gateway
+from training.interpreter import Interpreter
 from training.plan import Settled
 from training.preparing import DATA, GUARDED, OUTPUT, TRAIN, VALID, rows_of
 from training.recipe import Recipe
@@ -32,13 +34,17 @@ SetPhase = Callable[[Phase], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run that is whole. lineage: how the adapter was made, kept with its version."""
+    """A run that is whole. lineage: how the adapter was made, kept with its version.
+
+    trainer: the training environment, where it is there.
+    """
 
     job: Job
     recipe: Recipe
     settled: Settled
     folder: Path
     lineage: Mapping[str, Any]
+    trainer: Interpreter | None = None
 
 
 def collect(run: Run) -> Path:
@@ -111,13 +117,15 @@ async def _judged(run: Run, gateway: Gateway, version: str, tell: Tell) -> tuple
         data={"job": run.job.id, "held_out": held_out},
     )
     rules = Rules.of(given.model_dump())
+    encoder = given.bertscore
+    alike = BertScore(run.trainer, Path(encoder.model), encoder.layer) if encoder and run.trainer else None
     judge = given.judge
     if judge is None:
-        found = await evaluate(gateway, asked)
+        found = await evaluate(gateway, asked, bertscore=alike)
     else:
         at = JudgeAt(judge.url, judge.model, os.environ.get(judge.key_env, "") if judge.key_env else "")
         async with open_http() as http:
-            found = await evaluate(gateway, asked, judge=Judge(http, at))
+            found = await evaluate(gateway, asked, judge=Judge(http, at), bertscore=alike)
     verdict = gate(found, rules)
     report.write(found, rules, verdict, run.folder / EVALUATION)
     return verdict, found

@@ -6,17 +6,20 @@ what the children do.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from adapters.errors import ServiceError
-from training.demo_child import Child, DemoFailed
+from training.demo_child import Child, DemoFailed, last_words
 
 HERE = Path(__file__).resolve().parent
 KEPT = ("LANG", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH", "CUDA_HOME", "OMP_NUM_THREADS", "NCCL_SOCKET_IFNAME")
@@ -92,6 +95,40 @@ class Interpreter:
         except OSError as error:
             raise ChildFailed(f"{argv[0]} cannot be started: {error.strerror}.") from None
 
+    async def answer(self, child: Path, request: Mapping[str, Any], folder: Path, timeout_s: float) -> dict[str, Any]:
+        """What a child script answers to `request`, a file each in `folder`; ChildFailed.
+
+        The child and all that it started are ended when this is cancelled.
+        """
+        name = child.stem.removesuffix("_child")
+        asked, answered, log = (folder / f"{name}.{kind}" for kind in ("json", "answer.json", "log"))
+        with _laid(asked, request, answered, log) as output:
+            process = await asyncio.create_subprocess_exec(
+                *self.script(child, str(asked), str(answered)),
+                cwd=folder,
+                env=self.environment(folder),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        try:
+            async with asyncio.timeout(timeout_s):
+                await process.wait()
+        except TimeoutError:
+            raise ChildFailed(f"it did not answer in {timeout_s:.0f} s. {log} may say why.") from None
+        finally:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+        try:
+            found: dict[str, Any] = json.loads(answered.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            words = f"it ended (exit {process.returncode}): {last_words(log)} {log} has all of it."
+            raise ChildFailed(words) from None
+        return found
+
     def facts(self) -> dict[str, Any]:
         """Python, packages, threads, instructions, GPUs; asked once. ChildFailed."""
         if self._facts is None:
@@ -117,3 +154,11 @@ class Interpreter:
                     "of an environment with LLaMA-Factory in LORAGATE_TRAINING_PYTHON."
                 ) from None
         return found
+
+
+def _laid(asked: Path, request: Mapping[str, Any], answered: Path, log: Path) -> BinaryIO:
+    """Everything that the child reads is written; its log, open."""
+    asked.parent.mkdir(parents=True, exist_ok=True)
+    asked.write_text(json.dumps(request, ensure_ascii=False), encoding="utf-8")
+    answered.unlink(missing_ok=True)
+    return log.open("wb")

@@ -6,20 +6,15 @@ trainer's side is a child process in its own environment; the engine's side is a
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import signal
 from collections.abc import Awaitable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from adapters.errors import ServiceError
 from training.conversation import Conversation, for_trainer
 from training.errors import NotServable
-from training.interpreter import Interpreter
+from training.interpreter import ChildFailed, Interpreter
 from training.plan import Settled
 
 ROWS = 3
@@ -125,49 +120,8 @@ def judged(answer: Mapping[str, Any]) -> Parity:
 
 async def trained(asked: Mapping[str, Any], python: Path, folder: Path) -> dict[str, Any]:
     """The child's answer; ParityUnknown. The child and all that it started are ended when this is cancelled."""
-    request, answer, log = folder / "parity.json", folder / "parity.answer.json", folder / "parity.log"
-    argv = (str(python), "-I", "-X", "utf8", str(CHILD), str(request), str(answer))
-    with _prepared(asked, request, answer, log) as output:
-        child = await asyncio.create_subprocess_exec(
-            *argv,
-            cwd=folder,
-            env=Interpreter(python, more={"OMP_NUM_THREADS": "1"}).environment(folder),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    trainer = Interpreter(python, more={"OMP_NUM_THREADS": "1"})
     try:
-        async with asyncio.timeout(TIMEOUT_S):
-            await child.wait()
-    except TimeoutError:
-        raise ParityUnknown(f"LLaMA-Factory did not answer in {TIMEOUT_S:.0f} s. {log} may say why.") from None
-    finally:
-        if child.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            await child.wait()
-    return _answered(answer, log, child.returncode)
-
-
-def _prepared(asked: Mapping[str, Any], request: Path, answer: Path, log: Path) -> BinaryIO:
-    """Everything that the child reads is written; its log, open."""
-    request.parent.mkdir(parents=True, exist_ok=True)
-    request.write_text(json.dumps(asked, ensure_ascii=False), encoding="utf-8")
-    answer.unlink(missing_ok=True)
-    return log.open("wb")
-
-
-def _answered(answer: Path, log: Path, code: int | None) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ParityUnknown(
-            f"LLaMA-Factory's own template code failed (exit {code}): {_last_line(log)} {log} has all of it."
-        ) from None
-    return found
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else "it said nothing."
+        return await trainer.answer(CHILD, asked, folder, TIMEOUT_S)
+    except ChildFailed as failed:
+        raise ParityUnknown(f"LLaMA-Factory's own template code failed: {failed.message}") from None

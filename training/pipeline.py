@@ -91,7 +91,8 @@ class Pipeline:
         run = Run(job, recipe, settled, folder, {})
         await asyncio.to_thread(concluding.collect, run)
         lineage = await asyncio.to_thread(self._around.lineage, job, folder, settled)
-        run = Run(job, recipe, settled, folder, lineage)
+        python = self._around.existing()
+        run = Run(job, recipe, settled, folder, lineage, Interpreter(python) if python is not None else None)
         if recipe.then == "keep":
             return concluding.kept(run)
         async with open_gateway(self._around.address()) as gateway:

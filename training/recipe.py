@@ -23,7 +23,7 @@ from training.recipe_errors import translated
 from training.recipe_values import Number, auto_number, number, one_of, text, texts, yaml_document
 
 FILE_ID = re.compile(r"file-[0-9A-Za-z]{8,64}")
-METRICS = ("auto", "exact_match", "rouge_l", "chrf", "bleu", "perplexity", "judge")
+METRICS = ("auto", "exact_match", "rouge_l", "chrf", "bleu", "bertscore", "perplexity", "judge")
 SCHEDULERS = ("auto", "cosine", "linear", "constant", "constant_with_warmup")
 TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "swanlab", "trackio")
 _NAME = "a public name such as customer-service: letters, digits and . _ : -, at most 128 of them"
@@ -115,6 +115,13 @@ class Judge(Section):
     key_env: Annotated[str | None, PlainValidator(text("the name of an environment variable", none=True))] = None
 
 
+class Encoder(Section):
+    """What BERTScore is computed with: an encoder in a folder of the worker's machine."""
+
+    model: Annotated[str, PlainValidator(text("the folder of an encoder"))]
+    layer: Annotated[int | None, PlainValidator(number(0, 1000, whole=True, none=True))] = None
+
+
 class Gate(Section):
     """What a new version has to show before it may answer anybody."""
 
@@ -124,6 +131,7 @@ class Gate(Section):
     no_regression_on: Annotated[str | None, PlainValidator(text("a path or a file's id", none=True))] = None
     max_rows: Annotated[int, PlainValidator(number(1, 100_000, whole=True))] = 200
     judge: Judge | None = None
+    bertscore: Encoder | None = None
 
 
 class CanaryShare(Section):

@@ -6,6 +6,7 @@ Must not choose anything. What is refused whatever the base is stands in trainin
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from training.errors import NotServable, RecipeInvalid
 from training.facts import DataFacts, Facts
@@ -20,6 +21,7 @@ def check(recipe: Recipe, data: DataFacts, facts: Facts) -> None:
     _check_base(recipe, facts)
     _check_data(recipe, data)
     _check_outcome(recipe)
+    _check_gate(recipe)
     _check_method(recipe, facts)
     _check_rank(recipe, facts)
     _check_target(recipe, facts)
@@ -59,6 +61,28 @@ def _check_outcome(recipe: Recipe) -> None:
             f"`method.tuning` is {recipe.method.tuning}, which makes a whole model and no adapter: it cannot be "
             "registered beside the base. Set `then: keep` and serve the result with --model, or method.tuning: lora.",
             param="then",
+        )
+
+
+def _check_gate(recipe: Recipe) -> None:
+    """What the gate is to measure with is there: after the training it would be too late to say so."""
+    gate = recipe.gate
+    if gate is None:
+        return
+    for metric, given, what in (
+        ("judge", gate.judge, "gate.judge: {url: …, model: …}"),
+        ("bertscore", gate.bertscore, "gate.bertscore: {model: FOLDER}"),
+    ):
+        if gate.metric == metric and given is None:
+            raise RecipeInvalid(
+                f"`gate.metric` is {metric}, and nothing says with what. Add {what}, or use another metric.",
+                param="gate.metric",
+            )
+    if gate.bertscore is not None and not (Path(gate.bertscore.model) / "config.json").is_file():
+        raise RecipeInvalid(
+            f"`gate.bertscore.model` is {gate.bertscore.model}, where no encoder is (no config.json). Put one there, "
+            "or leave gate.bertscore out.",
+            param="gate.bertscore.model",
         )
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PUBLIC_URL = "http://127.0.0.1:8000"
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+ENCODER = click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path)
 
 
 @click.command(
@@ -43,7 +44,9 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=FILE,
     help="Held-out rows that end with an answer, in any form that can be trained on.",
 )
-@click.option("--metric", default="rouge_l", show_default=True, help="exact, rouge_l, bleu, chrf or likelihood.")
+@click.option(
+    "--metric", default="rouge_l", show_default=True, help="exact, rouge_l, bleu, chrf, bertscore or likelihood."
+)
 @click.option("--min-gain", type=float, default=0.0, show_default=True, help="Over the base, at least.")
 @click.option("--tolerance", type=click.FloatRange(0), help="How far below the live version its interval may reach.")
 @click.option("--max-forgetting", type=click.FloatRange(0), help="Rise of the loss on the general set, nats a token.")
@@ -51,6 +54,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--max-rows", type=click.IntRange(1), default=500, show_default=True, help="Of --data, drawn by --seed.")
 @click.option("--seed", type=click.IntRange(0), default=42, show_default=True)
 @click.option("--general/--no-general", default=True, show_default=True, help="Measure what was forgotten.")
+@click.option("--bertscore", type=ENCODER, help="Also BERTScore, with the encoder in this folder.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the report's three files.")
 @click.option("--url", default=PUBLIC_URL, show_default=True, help="The gateway's public port.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict and the figures as one JSON document.")
@@ -71,6 +75,7 @@ def eval_(
 
     Ends with exit code 1 where the gate says no.
     """
+    from gateway.cli import trainer
     from training.errors import GatewayAway
     from training.evaluate import report
     from training.evaluate.gate import Rules, gate
@@ -80,6 +85,8 @@ def eval_(
     if place.key is None:
         raise Refused(f"There is no admin key at {place.source}. Name the data directory, or set LORAGATE_ADMIN_KEY.")
     rules = Rules.of(given)
+    if given["bertscore"] is not None:
+        given["trainer"] = trainer.interpreter(trainer.here(data_dir))
     try:
         with _progress() as on_progress:
             address = Address(url, place.url, place.key)
@@ -100,6 +107,7 @@ def eval_(
 async def _evaluated(
     address: Any, name: str, version: str | None, data: Path, given: dict[str, Any], on_progress: Any
 ) -> Evaluation:
+    from training.evaluate.bertscore import BertScore
     from training.evaluate.run import Ask, base_model, evaluate
     from training.gatewayclient import open_gateway
 
@@ -121,7 +129,9 @@ async def _evaluated(
             seed=given["seed"],
             data=_described(data),
         )
-        return await evaluate(gateway, asked, on_progress=on_progress)
+        encoder: Path | None = given["bertscore"]
+        alike = BertScore(given["trainer"], encoder) if encoder is not None else None
+        return await evaluate(gateway, asked, bertscore=alike, on_progress=on_progress)
 
 
 def rows(path: Path) -> Iterator[Row]:

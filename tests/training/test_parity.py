@@ -99,7 +99,7 @@ async def test_a_template_of_another_base_is_refused(tmp_path: Path, ends: bool,
 
 async def test_a_trainer_that_fails_is_not_a_refusal(tmp_path: Path) -> None:
     broken = stand_in(tmp_path, "import sys; sys.exit('No module named llamafactory')")
-    with pytest.raises(parity.ParityUnknown, match=r"exit 1\): No module named llamafactory"):
+    with pytest.raises(parity.ParityUnknown, match=r"exit 1\): .*No module named llamafactory"):
         await compared(tmp_path, broken)
 
 

@@ -40,6 +40,7 @@ METRICS = {
         Metric("rouge_l", "ROUGE-L", 0.05, 0.02),
         Metric("bleu", "BLEU", 0.05, 0.02),
         Metric("chrf", "chrF", 0.05, 0.02),
+        Metric("bertscore", "BERTScore", 0.01, 0.02),
         Metric("likelihood", "Log-likelihood per token", 0.1, 0.05, bounded=False),
         Metric("judge", "Judge", 0.0, 0.05, bounded=False),
     )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from training.evaluate.asking import Answer, Manner, ask, each
+from training.evaluate.bertscore import BertScore
 from training.evaluate.evaluation import BASE, CANDIDATE, OTHERS, Line
 from training.evaluate.exact import exact
 from training.evaluate.example import Example, Skipped
@@ -84,6 +85,16 @@ async def with_likelihood(
         return tuple(made), None
     commonest = max(set(reasons), key=reasons.count)
     return tuple(made), f"The likelihood of {len(reasons)} of {len(lines)} rows is not known: {commonest}."
+
+
+async def with_bertscore(bertscore: BertScore, lines: Sequence[Line]) -> tuple[Line, ...]:
+    """Every line with how alike each arm's answer is to the right one. ChildFailed."""
+    pairs = [(answer.text, line.example.reference) for line in lines for answer in line.answers.values()]
+    found = iter(await bertscore.scores(pairs))
+    return tuple(
+        replace(line, scores={arm: {**line.scores[arm], "bertscore": next(found)} for arm in line.answers})
+        for line in lines
+    )
 
 
 async def with_judge(judge: Judge, lines: Sequence[Line], at_once: int, done: Done) -> tuple[tuple[Line, ...], Judged]:

@@ -15,6 +15,7 @@ from training.data.row import Row
 from training.errors import GatewayAway
 from training.evaluate import measure
 from training.evaluate.asking import Manner, room_for
+from training.evaluate.bertscore import BertScore
 from training.evaluate.evaluation import BASE, CANDIDATE, LIVE, OTHERS, Evaluation, Line, compare
 from training.evaluate.example import Sample, Skipped, sample
 from training.evaluate.forgetting import Forgetting, forgetting
@@ -65,9 +66,17 @@ class Ask:
 
 
 async def evaluate(
-    gateway: Gateway, asked: Ask, *, judge: Judge | None = None, on_progress: OnProgress = unseen
+    gateway: Gateway,
+    asked: Ask,
+    *,
+    judge: Judge | None = None,
+    bertscore: BertScore | None = None,
+    on_progress: OnProgress = unseen,
 ) -> Evaluation:
-    """Everything that is known of the candidate afterwards. GatewayAway, GatewayRefused, ExtraMissing."""
+    """Everything that is known of the candidate afterwards.
+
+    GatewayAway, GatewayRefused, ExtraMissing; with `bertscore` ChildFailed.
+    """
     status = await gateway.status()
     drawn = sample(asked.rows, most=asked.max_rows, seed=asked.seed)
     guards = sample(asked.guarded, most=10**9, seed=asked.seed) if asked.guarded is not None else None
@@ -82,6 +91,12 @@ async def evaluate(
         kept, kept_failed, said = await _lines(gateway, asked, guards, manner, "rows to keep", on_progress)
         kept_failed += guards.skipped
         notes += [f"Of the rows that must not get worse: {note}" for note in said]
+    if bertscore is not None:
+        on_progress("comparing meanings", 0, len(lines))
+        lines = await measure.with_bertscore(bertscore, lines)
+        kept = await measure.with_bertscore(bertscore, kept) if kept is not None else None
+        on_progress("comparing meanings", len(lines), len(lines))
+        notes.append(f"BERTScore is of {bertscore.model.name}, not rescaled: only differences say something.")
     if judge is not None:
         total = len(lines)
         lines, counts = await measure.with_judge(
