@@ -25,7 +25,7 @@ from tests.fake_faults import Fault, Scripted, misbehave
 from tests.fake_routes import INFERENCE, Routes, parsed
 from tests.fake_slots import EngineDied, Loaded, Slots
 from tests.fake_wire import Connection, Reply, Seen
-from tests.scripted_server import accepted
+from tests.scripted_server import deaf
 
 __all__ = ["FakeVLLM", "Fault", "Seen"]
 
@@ -107,8 +107,9 @@ class FakeVLLM:
 
     async def stop(self) -> None:
         """The process is gone: the port refuses, connections drop, adapters are forgotten."""
+        if self._server is not None:
+            await deaf(self._server)
         self._refuse()
-        await accepted()
         while self._connections or self._ending:
             tasks = {c.task for c in self._connections if c.task is not None} | self._ending
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -265,8 +266,6 @@ class FakeVLLM:
     def _opened(self, connection: Connection) -> None:
         self.accepted += 1
         self._connections.add(connection)
-        if self._server is None:
-            connection.abort()
 
     def _closed(self, connection: Connection, task: asyncio.Task[None] | None) -> None:
         self._connections.discard(connection)

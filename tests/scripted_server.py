@@ -96,8 +96,8 @@ class ScriptedServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._server is not None
+        await deaf(self._server)
         self._server.close()
-        await accepted()
         for play in tuple(self._plays):
             play.cancel()
         await asyncio.gather(*self._plays, return_exceptions=True)
@@ -123,8 +123,13 @@ class ScriptedServer:
                 await writer.wait_closed()
 
 
-async def accepted() -> None:
-    """Until what a listening server accepted in this very moment is a connection (two turns of the loop later)."""
+async def deaf(server: asyncio.Server) -> None:
+    """Before a server is closed: it accepts no more, and what it has accepted is a connection, as tests can close it.
+
+    That takes two turns of the loop, and asyncio loses whose server is closed meanwhile (3.11; `Server._attach`).
+    """
+    for listening in server.sockets:
+        asyncio.get_running_loop().remove_reader(listening.fileno())
     for _ in range(3):
         await asyncio.sleep(0)
 

@@ -19,7 +19,7 @@ from adapters.errors import ServiceError
 from gateway.errors import Unauthenticated
 from gateway.protocol import STRANGER_BYTES, Connection
 from gateway.settings import Receive
-from tests.scripted_server import accepted
+from tests.scripted_server import deaf
 
 HOST = b"host: x\r\n"
 
@@ -130,8 +130,8 @@ async def serving(**bounds: Any) -> AsyncIterator[Port]:
     try:
         yield Port(plane, state, server.sockets[0].getsockname()[1])
     finally:
+        await deaf(server)
         server.close()
-        await accepted()
         for connection in list(state.connections):
             assert isinstance(connection, Connection)
             connection.transport.abort()

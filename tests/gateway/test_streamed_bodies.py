@@ -18,7 +18,7 @@ from gateway.protocol import Connection
 from gateway.settings import Receive
 from gateway.streamed import WAITING_BYTES
 from tests.gateway.test_protocol import EchoPlane
-from tests.scripted_server import accepted
+from tests.scripted_server import deaf
 
 UP = b"/asgi/up"
 LIMIT = 5_000_000
@@ -90,8 +90,8 @@ async def serving(*, reads: bool = True, enough: int | None = None, **bounds: An
     try:
         yield Port(app, plane, state, server.sockets[0].getsockname()[1])
     finally:
+        await deaf(server)
         server.close()
-        await accepted()
         app.may_read.set()
         for connection in list(state.connections):
             assert isinstance(connection, Connection)
