@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from training.data.check import check, kept
+from training.data.mixing import amount, taken
 from training.data.reading import Data, open_data
 from training.data.report import Report
 from training.data.row import SYSTEM, Row, Turn
@@ -29,6 +30,11 @@ class Checked:
     data: Data
     report: Report
     source: Source
+
+    def taken(self, seed: int) -> Iterator[Row]:
+        """Its good rows, as often as the source says."""
+        rows = self.report.rows_kept
+        return taken(kept(self.data, self.report), rows, amount(rows, self.source.weight, self.source.cap), seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,7 @@ class Gathered:
     def _side(self, held_out: bool) -> Iterator[Row]:
         share, seed = self.recipe.data.validation, self.recipe.training.seed
         for each in self.files:
-            for row in _taken(kept(each.data, each.report), each.source):
+            for row in each.taken(seed):
                 whole = self._with_system(row)
                 if (isinstance(share, float) and is_held_out(whole, share, seed)) == held_out:
                     yield whole
@@ -131,17 +137,6 @@ def _of_one_kind(files: Sequence[Checked]) -> None:
             "one kind at a time.",
             param="data.train",
         )
-
-
-def _taken(rows: Iterator[Row], source: Source) -> Iterator[Row]:
-    """Each row `weight` times, as evenly as whole rows allow, and not more than `cap` in all."""
-    given = 0
-    for at, row in enumerate(rows, 1):
-        while given < int(at * source.weight + 1e-9):
-            if source.cap is not None and given >= source.cap:
-                return
-            given += 1
-            yield row
 
 
 def _opened(recipe: Recipe, name: str, locate: Callable[[str], Path]) -> Data:

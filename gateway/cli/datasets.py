@@ -17,45 +17,23 @@ import click
 
 from adapters.errors import InvalidRequest
 from gateway.cli import output
+from gateway.cli.datafile import FILE, FOLDER, Described, described, end, say, write
 from gateway.cli.progress import Bar, bar
 
 if TYPE_CHECKING:
     from training.data.reading import Data
     from training.data.report import Report
     from training.data.row import Row
-    from training.data.tokens import Tokenizer
-
-FILE = click.Path(path_type=Path, dir_okay=False)
-FOLDER = click.Path(path_type=Path, file_okay=False)
-ROLES = ("instruction", "input", "output", "system", "history", "messages", "chosen", "rejected", "label", "tools")
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What all three commands are told about a file."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked(Described):
+    """What check, convert and split are told about a file."""
 
-    file: Path
-    columns: Mapping[str, str]
-    form: str | None
-    base: str | None
     cutoff: int | None
     drop: tuple[str, ...]
     near_rows: int
     max_dropped: float
-    as_json: bool
-
-    def open(self, file: Path) -> Data:
-        from training.data.reading import open_data
-
-        return open_data(file, columns=self.columns, form=self.form)
-
-    def tokenizer(self) -> Tokenizer | None:
-        if self.base is None:
-            return None
-        from training.data.tokens import Tokenizer
-        from training.demo import DEMO
-
-        return Tokenizer.of(DEMO / "base" if self.base == "demo" else Path(self.base))
 
     def look(self, data: Data, validation: Data | None = None) -> Report:
         """The check itself, with a bar on stderr."""
@@ -73,37 +51,21 @@ class Asked:
             )
 
 
-def _mapping(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    pairs = [pair for value in values for pair in value.split(",") if pair]
-    if not all("=" in pair for pair in pairs):
-        raise click.BadParameter("write role=column, such as instruction=question.")
-    return {role.strip(): column.strip() for role, _, column in (pair.partition("=") for pair in pairs)}
-
-
 def asked(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command FILE and what can be said about it, as an Asked."""
 
-    @click.argument("file", type=FILE)
-    @click.option("--columns", callback=_mapping, multiple=True, help="role=column, e.g. instruction=question.")
-    @click.option("--form", help="openai, sharegpt, alpaca, qa, openai-preference, dpo or kto. [default: guessed]")
-    @click.option("--base", help="Folder of the base model, to count tokens; `demo`: the demo's.")
+    @described
     @click.option("--cutoff", type=click.IntRange(8), help="Tokens of a row that are trained on; needs --base.")
     @click.option("--drop", multiple=True, metavar="WARNING", help="Leave out rows with it too, e.g. duplicate.")
     @click.option("--near-rows", type=click.IntRange(0), default=50_000, show_default=True, help="Compared; 4 kB each.")
     @click.option("--max-dropped", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Share of rows.")
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
     @functools.wraps(command)
-    def run(**kwargs: Any) -> None:
-        said = {name: kwargs.pop(name) for name in ("file", "form", "base", "cutoff", "drop", "near_rows")}
-        said |= {name: kwargs.pop(name) for name in ("max_dropped", "as_json")}
-        columns = kwargs.pop("columns")
-        columns |= {role: column for role in ROLES if (column := kwargs.pop(f"{role}_col")) is not None}
-        if said["cutoff"] is not None and said["base"] is None:
+    def run(about: dict[str, Any], **kwargs: Any) -> None:
+        said = {name: kwargs.pop(name) for name in ("cutoff", "drop", "near_rows", "max_dropped")}
+        if said["cutoff"] is not None and about["base"] is None:
             raise click.UsageError("--cutoff counts tokens: name the base with --base FOLDER.")
-        command(Asked(columns=columns, **said), **kwargs)
+        command(Asked(**about, **said), **kwargs)
 
-    for role in reversed(ROLES):
-        run = click.option(f"--{role}-col", metavar="COLUMN", help=f"Column with the {role}.")(run)
     return run
 
 
@@ -135,14 +97,14 @@ def check(told: Asked, validation: Path | None, report: Path | None, picture: Pa
     refused = looked.refused(told.max_dropped)
     document = {**looked.document(), "refused": refused}
     if report is not None:
-        _write(report, (json.dumps(document, ensure_ascii=False, indent=2) + "\n").encode())
+        write(report, (json.dumps(document, ensure_ascii=False, indent=2) + "\n").encode())
     if picture is not None:
-        _write(picture, _picture(looked))
+        write(picture, _picture(looked))
     if told.as_json:
         output.document(document)
     else:
-        _say(looked.text())
-    _end(refused)
+        say(looked.text())
+    end(refused)
 
 
 @datasets.command(
@@ -187,15 +149,15 @@ def _make(told: Asked, folder: Path, parts: Mapping[str, Callable[[Row], bool] |
     if refused is not None:
         if told.as_json:
             output.document({**looked.document(), "refused": refused})
-        _end(refused)
+        end(refused)
     files = _written(data, looked, folder, parts)
-    _write(folder / "report.json", (json.dumps(looked.document(), ensure_ascii=False, indent=2) + "\n").encode())
+    write(folder / "report.json", (json.dumps(looked.document(), ensure_ascii=False, indent=2) + "\n").encode())
     left_out = _left_out(looked, folder / "dropped.jsonl")
     if told.as_json:
         document = {"folder": str(folder), "files": files, "mask_history": looked.mask_history, "dropped": left_out}
         output.document({**document, "report": looked.document()})
         return
-    _say(looked.text())
+    say(looked.text())
     for each in files:
         click.echo(f"{each['file']}: {each['rows']:,} rows")
     if left_out:
@@ -219,14 +181,15 @@ def _written(
     data: Data, looked: Report, folder: Path, parts: Mapping[str, Callable[[Row], bool] | None]
 ) -> list[dict[str, Any]]:
     from training.data.check import kept
-    from training.data.writing import write, write_info
+    from training.data.writing import write as write_rows
+    from training.data.writing import write_info
 
     entries, files = {}, []
     for name, wanted in parts.items():
         with bar() as shown:
             rows = kept(data, looked, functools.partial(_tell, shown, name, data.size_bytes))
             try:
-                made = write(filter(wanted, rows), folder, name, mask_history=looked.mask_history)
+                made = write_rows(filter(wanted, rows), folder, name, mask_history=looked.mask_history)
             except OSError as exc:
                 raise InvalidRequest(f"{folder} cannot be written to: {exc.strerror or exc}.") from None
         entries[name] = made.entry
@@ -262,23 +225,3 @@ def _picture(looked: Report) -> bytes:
     unit = "tokens in a row" if counted is not None else "characters in a row"
     title = f"{looked.name}: {looked.rows_kept:,} rows"
     return picture(spread, title=title, unit=unit, cutoff=counted.cutoff if counted is not None else None)
-
-
-def _write(target: Path, body: bytes) -> None:
-    try:
-        target.write_bytes(body)
-    except OSError as exc:
-        raise InvalidRequest(f"{target} cannot be written: {exc.strerror or exc}.") from None
-
-
-def _say(text: str) -> None:
-    """Lines for people: nothing from the data moves the cursor."""
-    for line in text.splitlines():
-        click.echo("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line))
-
-
-def _end(refused: str | None) -> None:
-    """Exit 1 with the sentence, after the answer was shown."""
-    if refused is not None:
-        click.echo(f"Error: {refused}", err=True)
-        raise click.exceptions.Exit(1)

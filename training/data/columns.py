@@ -30,6 +30,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     "parent": ("parent",),
 }
 
+# What this program itself writes beside a row, for people: where it is from, and how it was made.
+MARKS = ("source", "source_row", "made")
+
 
 def guess(names: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
     """role → column, for the columns `names`; what is `given` wins. DataRejected where that is not there."""

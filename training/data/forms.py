@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from training.data.columns import guess, listed
+from training.data.columns import MARKS, guess, listed
 from training.data.finding import Finding, found
 from training.data.records import Record
 from training.data.row import ASSISTANT, SYSTEM, USER, Row, Turn
@@ -69,7 +69,7 @@ def _form(name: str, columns: Mapping[str, str], names: Sequence[str]) -> Form:
     if "messages" in columns:
         wanted = tuple(role for role in wanted if role not in ("instruction", "input", "output", "history"))
     used = {role: columns[role] for role in (*wanted, "parent") if role in columns}
-    unused = tuple(name for name in names if name not in used.values())
+    unused = tuple(name for name in names if name not in used.values() and name not in MARKS)
     late = {"system", "tools", "history", "input", "parent"} & {*wanted, "parent"} - used.keys() - set(names)
     return Form(name, used, unused, tuple(sorted(late)))
 

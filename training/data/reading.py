@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from training.data.columns import listed
+from training.data.columns import MARKS, listed
 from training.data.finding import Finding, found
 from training.data.forms import Form, Trains, row_of, settle
 from training.data.records import Container, OnBytes, Record, container, csv_header, records
@@ -55,7 +55,7 @@ class Data:
             yield found("bom", "The file begins with a byte order mark, which is passed over.")
         elif self.container.bom:
             yield found("recoded", f"The file is read as {self.container.encoding.upper()}. UTF-8 is safer.")
-        known = {*self.shape.columns.values(), *self.shape.unused, *self.shape.late}
+        known = {*self.shape.columns.values(), *self.shape.unused, *self.shape.late, *MARKS}
         for record in records(self.path, self.container, on_bytes):
             if isinstance(record, Finding):
                 yield record

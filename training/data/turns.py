@@ -100,7 +100,7 @@ def tools_of(value: object) -> str | None:
         inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
         if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str) or not inner["name"]:
             raise Fault("bad_tools", f"Tool {place} has no name. A tool is {{'type': 'function', 'function': {{…}}}}.")
-    return json.dumps(_without_nothing(value), ensure_ascii=False) if value else None
+    return _whole(_without_nothing(value), "`tools`") if value else None
 
 
 def _calls(message: Mapping[str, Any], where: str) -> str | None:
@@ -141,7 +141,17 @@ def _written_calls(content: str, where: str) -> tuple[str, str]:
 
 
 def _as_calls(calls: list[Any], where: str) -> str:
-    return json.dumps([_call(call, f"{where}, call {n},") for n, call in enumerate(calls, 1)], ensure_ascii=False)
+    return _whole([_call(call, f"{where}, call {n},") for n, call in enumerate(calls, 1)], where)
+
+
+def _whole(value: object, where: str) -> str:
+    """As JSON; Fault for half of a character, which arguments that are JSON in a text can hide."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Fault("bad_tools", f"{where} has half of a character in it.") from None
+    return text
 
 
 def written(turn: Turn) -> tuple[str, str]:
