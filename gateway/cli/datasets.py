@@ -18,6 +18,7 @@ import click
 from adapters.errors import InvalidRequest
 from gateway.cli import output
 from gateway.cli.datafile import FILE, FOLDER, Described, described, end, say, write
+from gateway.cli.mixing import mix
 from gateway.cli.progress import Bar, bar
 
 if TYPE_CHECKING:
@@ -78,6 +79,9 @@ def datasets() -> None:
 
     Example: loragate datasets check chats.csv --instruction-col question --output-col answer
     """
+
+
+datasets.add_command(mix)
 
 
 @datasets.command(
