@@ -228,15 +228,15 @@ def test_a_large_file_is_mixed_in_a_few_megabytes(shop: Path, tmp_path: Path) ->
     mixed(shop, "--to", tmp_path / "small.jsonl")  # the model that names languages is loaded once
     path = tmp_path / "large.jsonl"
     with path.open("w") as file:
-        for number in range(2000):
+        for number in range(700):
             file.write(
                 json.dumps(chat(("user", f"Question {number}?"), ("assistant", "Water from clouds. " * 700))) + "\n"
             )
-    assert path.stat().st_size > 24 << 20
+    assert path.stat().st_size > 9_000_000
     tracemalloc.start()
     try:
-        assert mixed(path, "--weight", "large=1.5", "--to", tmp_path / "m.jsonl")["rows"] == 3000
+        assert mixed(path, "--weight", "large=1.5", "--to", tmp_path / "m.jsonl")["rows"] == 1050
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 9 << 20
+    assert peak < 4 << 20
