@@ -18,6 +18,7 @@ import click
 from adapters.errors import InvalidRequest
 from gateway.cli import output
 from gateway.cli.datafile import FILE, FOLDER, Described, described, end, say, write
+from gateway.cli.filtering import filter_
 from gateway.cli.mixing import mix
 from gateway.cli.progress import Bar, bar
 
@@ -82,6 +83,7 @@ def datasets() -> None:
 
 
 datasets.add_command(mix)
+datasets.add_command(filter_)
 
 
 @datasets.command(

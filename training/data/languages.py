@@ -15,6 +15,8 @@ from training.extras import need
 SAMPLE = 500
 CHARACTERS = 600  # of each row
 FEW_LETTERS = 24
+# Language → those that short texts in it are taken for: written with the same characters, told apart by few words.
+KIN = {"zh": ("wuu", "yue"), "no": ("nn",), "ar": ("ary", "arz")}
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 
 
@@ -29,8 +31,7 @@ class Languages:
         place = -int.from_bytes(content_hash(row)[8:], "big")
         if len(self._kept) >= self._most and place <= self._kept[0][0]:
             return
-        text = " ".join(turn.content for turn in row.turns if turn.role != "system")[: CHARACTERS * 4]
-        item = (place, _CODE.sub(" ", text)[:CHARACTERS])
+        item = (place, words(row))
         if len(self._kept) < self._most:
             heapq.heappush(self._kept, item)
         else:
@@ -40,6 +41,17 @@ class Languages:
         """Language (ISO 639-1) → rows of the sample, the most first; `?` for texts that are too short."""
         named = Counter(language(text) for _, text in self._kept)
         return dict(sorted(named.items(), key=lambda item: (-item[1], item[0])))
+
+
+def words(row: Row) -> str:
+    """What of a row tells its language: the beginning of the conversation, without code."""
+    text = " ".join(turn.content for turn in row.turns if turn.role != "system")[: CHARACTERS * 4]
+    return _CODE.sub(" ", text)[:CHARACTERS]
+
+
+def known() -> frozenset[str]:
+    """The languages that can be told apart (ISO 639-1)."""
+    return frozenset(str(name) for name, _ in need("py3langid").rank("")) - {"zxx"}
 
 
 def language(text: str) -> str:

@@ -22,13 +22,13 @@ SIGNS: dict[str, tuple[float, str]] = {
     "no_words": (0.5, "the question or the answer has no letter and no digit, or says only n/a"),
     "cut_short": (0.3, "the answer ends in the middle of a sentence, or of a block of code"),
     "too_brief": (0.3, "much was asked for, and the answer is a few characters"),
-    "symbols": (0.3, "more than a third of the answer is neither letters nor digits"),
+    "symbols": (0.3, "more than half of the answer is neither letters nor digits"),
     "markup": (0.2, "HTML in what is no code: tags, or &nbsp;"),
 }
 FEW_UNITS = 24  # words, or characters of Chinese, Japanese and Korean: what is shorter cannot repeat itself
 RUN = 5  # units that are compared as one
 REPEATED = 0.5  # share of runs that were there before
-MOST_SYMBOLS = 0.35
+MOST_SYMBOLS = 0.5
 MOST_CHARACTERS = 8_000  # of a text: the cost of a row is bounded
 BRIEF = {True: 8, False: 20}  # characters, of Chinese, Japanese and Korean and of others
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,4 +51,5 @@ def fresh(target: Path) -> Iterator[BinaryIO]:
         what = f" ({exc.filename})" if exc.filename not in (None, str(scratch)) else ""
         raise StorageFull(f"{target} could not be made: {exc.strerror or exc}{what}.") from None
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):  # nor could it be made
+            scratch.unlink(missing_ok=True)
