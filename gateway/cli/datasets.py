@@ -1,4 +1,4 @@
-"""`loragate datasets check|convert|split`: training data looked at and made ready, on this machine, without a gateway.
+"""`loragate datasets`: training data looked at and made ready, on this machine. check, convert and split are here.
 
 Words and files only: what is right and wrong with data is training/data's.
 """
@@ -17,6 +17,7 @@ import click
 
 from adapters.errors import InvalidRequest
 from gateway.cli import output
+from gateway.cli.augmenting import augment
 from gateway.cli.datafile import FILE, FOLDER, Described, described, end, say, write
 from gateway.cli.filtering import filter_
 from gateway.cli.mixing import mix
@@ -84,6 +85,7 @@ def datasets() -> None:
 
 datasets.add_command(mix)
 datasets.add_command(filter_)
+datasets.add_command(augment)
 
 
 @datasets.command(

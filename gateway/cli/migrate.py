@@ -10,8 +10,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,8 +18,8 @@ import click
 
 from adapters.errors import InvalidRequest
 from gateway.cli import output
-from gateway.cli.client import segment
 from gateway.cli.counting import counting
+from gateway.cli.inference import inference_key, plain_key, public_url
 from gateway.cli.session import Session, session
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 OPENAI = "https://api.openai.com/v1"
 KEY = "OPENAI_API_KEY"
-PUBLIC_PORT = 8000
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 C = TypeVar("C", bound=Callable[..., Any])
@@ -210,8 +208,8 @@ def compare(
     from training.migrate import folder as files
     from training.migrate.report import markdown, sentences
 
-    url = base_url or f"http://{_bracketed(gateway.host or '127.0.0.1')}:{PUBLIC_PORT}/v1"
-    with _key(gateway, model) as key:
+    url = base_url or public_url(gateway)
+    with inference_key(gateway, "loragate migrate compare", model) as key:
         found = asyncio.run(_compare(golden, model, url, key, max_tokens, at_once))
     if to is not None:
         files.write(to / "agreement.json", found.document())
@@ -239,35 +237,8 @@ async def _compare(golden: Path, model: str, url: str, key: str, max_tokens: int
             return await compare_all(asker, rows, at_once=at_once, done=done)
 
 
-@contextmanager
-def _key(gateway: Session, model: str) -> Iterator[str]:
-    """A key of this gateway that may ask `model`, gone again at the end."""
-    given = os.environ.get("LORAGATE_API_KEY")
-    if given:
-        yield _plain(given, "LORAGATE_API_KEY")
-        return
-    body = {"name": "loragate migrate compare", "models": [model.partition("@")[0]]}
-    made = gateway.call("POST", "/admin/v1/keys", body=body | {"expires_at": int(time.time()) + 86_400})
-    try:
-        yield made["key"]
-    finally:
-        gateway.call("DELETE", f"/admin/v1/keys/{segment(made['id'])}")
-
-
 def _openai_key() -> str:
     key = os.environ.get(KEY, "").strip()
     if not key:
         raise InvalidRequest(f"Set {KEY} to your key of the old service. It is sent there and nowhere else.")
-    return _plain(key, KEY)
-
-
-def _plain(key: str, name: str) -> str:
-    """A key as a header takes it."""
-    key = key.strip()
-    if not key.isascii() or not key.isprintable():
-        raise InvalidRequest(f"{name} has odd characters in it. Copy the key again.")
-    return key
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+    return plain_key(key, KEY)

@@ -43,14 +43,15 @@ class RemoteRefused(ServiceError):
 
 
 class Remote:
-    """One service. base_url: with `/v1`, as its SDKs take it. who: how messages name the key."""
+    """One service. base_url: with `/v1`, as its SDKs take it. key: empty for none. who: how messages name the key."""
 
     def __init__(
         self, http: httpx.AsyncClient, base_url: str, key: str, *, who: str, sleep: Sleep = asyncio.sleep
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self._http = http
-        self._headers = {"authorization": f"Bearer {key}"}
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self.met = False  # whether it has ever answered
         self._who = who
         self._sleep = sleep
 
@@ -98,7 +99,10 @@ class Remote:
         try:
             answer = await self._http.request(method, self.base_url + path, headers=self._headers, **more)
         except httpx.HTTPError as exc:
+            if isinstance(exc, httpx.ConnectError) and not self.met:
+                raise self._away(exc) from None  # a wrong address: nobody shall wait half a minute to be told
             raise _Later(self._away(exc)) from None
+        self.met = True
         if answer.status_code >= 400:
             raise self._refused(answer)
         document = _document(answer)
