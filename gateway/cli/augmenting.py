@@ -1,4 +1,4 @@
-"""`loragate datasets augment`: rows made from rows by another model. Words, options and keys; the rest: training/augment.
+"""`loragate datasets augment`: rows made from rows by another model. Words and keys; the rest: training/augment.
 
 A key comes from a file or the environment, so that it stands in no shell history and in no list of processes.
 """
@@ -10,7 +10,7 @@ import ipaddress
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,7 +192,10 @@ def _stop_on_interrupt(stop: Any) -> None:
         click.echo("Stopping when what was asked is answered. Ctrl-C again to stop at once.", err=True)
         stop()
 
-    loop.add_signal_handler(signal.SIGINT, first)
+    with suppress(
+        NotImplementedError, RuntimeError, ValueError
+    ):  # another system, or another thread: Ctrl-C ends it at once
+        loop.add_signal_handler(signal.SIGINT, first)
 
 
 @contextmanager
@@ -254,7 +257,8 @@ def _estimate(surveyed: Surveyed, jobs: int, requests: int) -> None:
 def _show(found: Augmented, to: Path, refused: Path) -> None:
     from training.augment.judging import REASONS
 
-    click.echo(f"{output.text(to)}: {found.rows:,} rows; {found.made:,} are new")
+    if found.rows:
+        click.echo(f"{output.text(to)}: {found.rows:,} rows; {found.made:,} are new")
     if found.refused:
         click.echo(f"{output.text(refused)}: {sum(found.refused.values()):,} more are no good:")
     for kind, count in found.refused.most_common():

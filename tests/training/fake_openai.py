@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import uvicorn
@@ -23,14 +23,21 @@ TABLE = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n1,
 
 
 class FakeOpenAI:
-    """faults: answers to the next chat requests in place of a completion: status, headers, error."""
+    """faults: answers to the next chat requests in place of a completion: status, headers, error; or a whole response.
+
+    says: the words of a completion to a request; without it, what was asked is repeated. finish: why it ends.
+    """
 
     def __init__(self) -> None:
         self.jobs: list[dict[str, Any]] = []  # newest first, as the service lists them
         self.files: dict[str, tuple[dict[str, Any], bytes]] = {}
         self.checkpoints: dict[str, list[dict[str, Any]]] = {}
         self.gone: set[str] = set()
-        self.faults: list[tuple[int, Mapping[str, str], dict[str, Any]]] = []
+        self.faults: list[tuple[int, Mapping[str, str], dict[str, Any]] | Response] = []
+        self.says: Callable[[dict[str, Any]], str] | None = None
+        self.finish = "stop"
+        self.open = False  # to anybody, without a key
+        self.keys: list[str | None] = []  # of chat, as they were sent
         self.greedy_refused = False
         self.filtered = "bomb"  # a prompt with this word is refused
         self.seen: list[tuple[str, str]] = []  # method, path with query
@@ -109,7 +116,7 @@ class FakeOpenAI:
 
     def _stranger(self, request: Request) -> Response | None:
         self.seen.append((request.method, request.url.path + (f"?{request.url.query}" if request.url.query else "")))
-        if request.headers.get("authorization") == f"Bearer {KEY}":
+        if self.open or request.headers.get("authorization") == f"Bearer {KEY}":
             return None
         return problem(401, "Incorrect API key provided: sk-wr**ng.", "invalid_api_key", kind="invalid_request_error")
 
@@ -143,6 +150,7 @@ class FakeOpenAI:
         return Response(found[1], media_type="application/octet-stream")
 
     async def _chat(self, request: Request) -> Response:
+        self.keys.append(request.headers.get("authorization"))
         refused = self._stranger(request)
         if refused is not None:
             return refused
@@ -159,7 +167,10 @@ class FakeOpenAI:
 
     def _completion(self, body: dict[str, Any]) -> Response:
         if self.faults:
-            status, headers, error = self.faults.pop(0)
+            fault = self.faults.pop(0)
+            if isinstance(fault, Response):
+                return fault
+            status, headers, error = fault
             return JSONResponse({"error": error}, status, dict(headers))
         if body["model"] in self.gone or not body["model"].startswith("ft:"):
             said = f"The model `{body['model']}` does not exist or you do not have access to it."
@@ -173,10 +184,12 @@ class FakeOpenAI:
         if self.filtered in asked:
             return problem(400, "Invalid prompt: it was flagged.", "invalid_prompt")
         message: dict[str, Any] = {"role": "assistant", "content": f"demo: {asked}", "refusal": None}
+        if self.says is not None:
+            message["content"] = self.says(body)
         if body.get("tools"):
             call = {"name": body["tools"][0]["function"]["name"], "arguments": '{"q":1}'}
             message |= {"content": None, "tool_calls": [{"id": "call_1", "type": "function", "function": call}]}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish}
         usage = {"prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17}
         about = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1721764800, "model": body["model"]}
         return JSONResponse(about | {"choices": [choice], "usage": usage})

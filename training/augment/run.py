@@ -118,8 +118,11 @@ def survey(data: Data, how: str, wanted: Wanted, judge: Judge | None, on_progres
     if not rows:
         most = "".join(f" {count:,} of {rows_in:,} rows: {why}." for why, count in left.most_common(1))
         raise DataRejected(f"Of no row of {data.path.name} another one can be made by {how}.{most}")
+    parents = amount(rows, wanted.share, wanted.most)
+    if not parents:
+        raise DataRejected(f"No row is taken: the share is too small for {rows:,} rows. Raise it.")
     home = next((name for name in languages.counts() if name != "?"), "en")
-    return Surveyed(rows_in, rows, amount(rows, wanted.share, wanted.most), +left, home)
+    return Surveyed(rows_in, rows, parents, +left, home)
 
 
 def jobs(data: Data, how: str, wanted: Wanted, surveyed: Surveyed) -> Iterator[Job]:
