@@ -19,6 +19,7 @@ import click
 
 DEFAULT_URL = "http://127.0.0.1:8001"
 URL_FILE = "admin.url"  # where a running gateway says which admin port it has
+PUBLIC_URL_FILE = "public.url"
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
 
@@ -55,6 +56,11 @@ def find(environ: Mapping[str, str], data_dir: Path | None, url: str | None) -> 
         return Place(where.rstrip("/"), environ["LORAGATE_ADMIN_KEY"].strip(), "LORAGATE_ADMIN_KEY")
     file = home / "admin.key"
     return Place(where.rstrip("/"), _line(file), str(file))
+
+
+def find_public(environ: Mapping[str, str], data_dir: Path | None) -> str | None:
+    """The public address of this machine's gateway, as it says itself, or as LORAGATE_URL does; None for unknown."""
+    return environ.get("LORAGATE_URL") or _line(_home(environ, data_dir) / PUBLIC_URL_FILE)
 
 
 class Streamed(Protocol):

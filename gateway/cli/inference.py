@@ -8,16 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from adapters.errors import InvalidRequest
-from gateway.cli.client import segment
+from gateway.cli.client import find_public, segment
 from gateway.cli.session import Session
 
 PUBLIC_PORT = 8000
 DAY_S = 86_400
+HERE = ("127.0.0.1", "localhost", "::1")
 
 
 def public_url(gateway: Session) -> str:
-    """Port 8000 beside the admin API, with /v1."""
+    """With /v1: where this machine's gateway says that it is, else port 8000 beside the admin API."""
     host = gateway.host or "127.0.0.1"
+    said = find_public(os.environ, gateway.data_dir)
+    if said is not None and host in HERE:
+        return f"{said.rstrip('/').removesuffix('/v1')}/v1"
     return f"http://{f'[{host}]' if ':' in host else host}:{PUBLIC_PORT}/v1"
 
 

@@ -17,6 +17,8 @@ from click.testing import CliRunner, Result
 from starlette.responses import Response
 
 from gateway.cli import main
+from tests.fake_vllm import FakeVLLM
+from tests.gateway.running import running
 from tests.training.data.corpus import chat, lines, write
 from tests.training.data.test_mixing import PAIR, lines_of
 from tests.training.fake_openai import KEY, MODEL, FakeOpenAI
@@ -334,6 +336,25 @@ async def test_an_endpoint_without_keys_gets_none(service: FakeOpenAI, shop: Pat
     result = await asyncio.to_thread(CliRunner(env=environ).invoke, main, words)
     assert result.exit_code == 0, result.output
     assert set(service.keys) == {None}, "the gateway's key, or another service's, is not for them"
+
+
+async def test_without_an_endpoint_this_gateway_is_asked(engine: FakeVLLM, shop: Path) -> None:
+    argv = ["datasets", "augment", str(shop), "--how", "paraphrase", "--to", str(shop.parent / "made.jsonl"), "--json"]
+    async with running(shop.parent / "data", [engine]) as gateway:
+        environ = {"LORAGATE_HOME": str(gateway.data_dir), "LORAGATE_API_KEY": ""}
+        result = await asyncio.to_thread(CliRunner(env=environ).invoke, main, [*argv, "--model", "demo-base"])
+        found = json.loads(result.stdout)
+        assert found["requests"] == found["made"] + sum(found["refused"].values()) == 8, result.output
+        async with gateway.admin() as admin:
+            keys = (await admin.get("/admin/v1/keys")).json()["data"]
+        (made,) = [each for each in keys if each["name"] == "loragate datasets augment"]
+        assert (made["models"], made["scopes"], made["revoked_at"] is not None) == (["demo-base"], ["inference"], True)
+        argv[argv.index("--to") + 1] = str(shop.parent / "other.jsonl")
+        result = await asyncio.to_thread(CliRunner(env=environ).invoke, main, [*argv, "--model", "nothing"])
+    assert (result.exit_code, "nothing" in json.loads(result.stdout)["error"]["message"]) == (1, True), result.output
+    environ["LORAGATE_HOME"] = str(shop.parent)
+    result = await asyncio.to_thread(CliRunner(env=environ).invoke, main, [*argv, "--model", "demo-base"])
+    assert (result.exit_code, "No gateway answers" in result.stderr) == (3, True), result.output
 
 
 # what was paid for
