@@ -25,6 +25,7 @@ LENGTH = click.IntRange(0)
 )
 @described
 @click.option("--min-quality", type=click.FloatRange(0, 1), help="The least score (docs/datasets.md).")
+@click.option("--ignore", multiple=True, metavar="SIGN", help="Of quality, e.g. refusal; repeatable.")
 @click.option("--min-row", type=LENGTH, metavar="N", help="The least length of a row: characters, with --base tokens.")
 @click.option("--max-row", type=LENGTH, metavar="N", help="The greatest length of a row.")
 @click.option("--min-answer", type=LENGTH, metavar="N", help="The least length of what is learned from a row.")
@@ -51,6 +52,7 @@ def filter_(about: dict[str, Any], to: Path | None, dry_run: bool, force: bool, 
         **{name: said[name] for name in ("min_quality", "min_row", "max_row", "min_answer", "max_answer", "near_rows")},
         languages=frozenset(each.strip().lower() for each in said["languages"]),
         drop=frozenset(said["drop"]),
+        ignored=frozenset(said["ignore"]),
     )
     if "control_token" in limits.drop and told.base is None:
         raise click.UsageError("Control tokens are a base's own: name the base with --base FOLDER.")

@@ -20,7 +20,7 @@ from training.data.finding import Finding
 from training.data.languages import KIN, known, language, words
 from training.data.openai_form import line
 from training.data.privacy import personal, secrets
-from training.data.quality import score, signs
+from training.data.quality import SIGNS, score, signs
 from training.data.reading import Data
 from training.data.row import ASSISTANT, Row
 from training.data.target import fresh
@@ -45,6 +45,7 @@ class Limits:
     max_row: int | None = None
     min_answer: int | None = None
     max_answer: int | None = None
+    ignored: frozenset[str] = frozenset()  # signs that take nothing off
     languages: frozenset[str] = frozenset()
     drop: frozenset[str] = frozenset()
     near_rows: int = 50_000
@@ -60,6 +61,9 @@ class Limits:
         if unknown:
             there = ", ".join(DROPS)
             raise DataRejected(f"Rows cannot be removed for {unknown[0]!r}. There are: {there}.", param="drop")
+        if strange_signs := sorted(self.ignored - SIGNS.keys()):
+            there = ", ".join(SIGNS)
+            raise DataRejected(f"There is no sign {strange_signs[0]!r}. There are: {there}.", param="ignore")
         if self.languages and (strange := sorted(self.languages - known())):
             raise DataRejected(
                 f"No language is called {strange[0]!r}. Write its ISO 639-1 code, such as en or zh.", param="language"
@@ -236,7 +240,7 @@ class _Sieve:
     def _quality(self, row: Row) -> Iterator[Reason]:
         if self._limits.min_quality is None:
             return
-        found = signs(row)
+        found = tuple(sign for sign in signs(row) if sign.name not in self._limits.ignored)
         points = score(found)
         self._found.scores[int(points * 10 + 1e-9)] += 1
         self._found.signs.update(sign.name for sign in found)

@@ -82,6 +82,7 @@ def test_a_dry_run_writes_nothing_and_says_what_would_go(tmp_path: Path) -> None
     assert "0.5: 2, 1.0: 4" in result.stdout
     assert [each.name for each in tmp_path.iterdir()] == ["a.jsonl"]
     assert filtered(path, "--dry-run")["file"] is None
+    assert filtered(path, "--min-quality", "0.6", "--ignore", "refusal", "--dry-run")["reasons"]["low_quality"] == 1
 
 
 def test_lengths_are_characters_or_tokens(tmp_path: Path) -> None:
@@ -174,6 +175,7 @@ def test_every_record_of_a_hostile_file_is_accounted_for(case: Any, tmp_path: Pa
         (("--to", "c.jsonl"), 1, "c.removed.jsonl is there already"),
         (("--to", "folder/x.jsonl", "--language", "english"), 1, "No language is called 'english'"),
         (("--to", "b.jsonl", "--drop", "bad"), 1, "'bad'. There are: duplicate"),
+        (("--to", "b.jsonl", "--ignore", "bad"), 1, "no sign 'bad'. There are: garbled"),
         (("--to", "b.jsonl", "--drop", "control_token"), 2, "--base"),
         (("--to", "b.jsonl", "--min-row", "9", "--max-row", "8"), 1, "Turn the two round"),
         (("--to", "b.jsonl", "--min-quality", "1.5"), 2, "1.5"),

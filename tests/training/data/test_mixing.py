@@ -20,6 +20,7 @@ from training.data.mixing import amount, taken, within
 from training.data.reading import open_data
 from training.data.row import Row
 from training.data.tokens import Tokenizer
+from training.data.writing import write as write_rows
 from training.demo import DEMO
 from training.gathering import gather
 from training.recipe import parse
@@ -141,6 +142,10 @@ def test_a_recipe_trains_on_the_same_rows(shop: Path, faq: Path, tmp_path: Path)
         assert ours.mask_history is theirs.mask_history is True
         for mine, other in ((ours.trained(), theirs.trained()), (ours.held_out(), theirs.held_out())):
             assert [replace(row, number=0) for row in mine] == [replace(row, number=0) for row in other]
+        files = [
+            write_rows(each.trained(), tmp_path, name, mask_history=True) for name, each in (("a", ours), ("b", theirs))
+        ]
+        assert files[0].digest == files[1].digest
     assert {row["source"] for row in lines_of(tmp_path / "mixed.removed.jsonl")} == {"shop"}
 
 
