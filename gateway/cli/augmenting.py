@@ -47,12 +47,12 @@ class Endpoint:
     @property
     def inside(self) -> bool:
         """Of this machine or a private network, where http is as good as it gets; or nothing secret is sent."""
-        parts = urlsplit(self.url)
+        if not self.url.startswith("http:"):
+            return False
         try:
-            address = ipaddress.ip_address(parts.hostname or "")
+            return not self.key or ipaddress.ip_address(urlsplit(self.url).hostname or "").is_private
         except ValueError:
-            return parts.scheme == "http" and not self.key
-        return parts.scheme == "http" and (address.is_private or not self.key)
+            return False
 
 
 @click.command(
@@ -205,6 +205,7 @@ def _endpoint(gateway: Session, said: dict[str, Any]) -> Iterator[Endpoint]:
         with inference_key(gateway, "loragate datasets augment", said["model"]) as key:
             yield Endpoint(public_url(gateway), key, "this key")
         return
+    _no_secret(url)
     name, key = said["key_env"], ""
     who = "a request without a key: name one with --key-file or --key-env"
     if name is not None:
@@ -222,6 +223,20 @@ def _endpoint(gateway: Session, said: dict[str, Any]) -> Iterator[Endpoint]:
         if not key:
             raise InvalidRequest(f"{file} is empty. Put the endpoint's key into it.")
     yield Endpoint(url, plain_key(key, who.removeprefix("the key in ")), who)
+
+
+def _no_secret(url: str) -> None:
+    """An address is shown in messages, so it must hold nothing that is not to be shown."""
+    try:
+        parts = urlsplit(url)
+        secret = parts.username is not None or parts.password is not None
+    except ValueError:
+        return  # no address: said later
+    if secret or parts.query or parts.fragment:
+        raise InvalidRequest(
+            "The endpoint is an address alone, such as https://host/v1: without a name, a password, ? or #. A key "
+            "comes from --key-file or --key-env."
+        )
 
 
 def _one_key(said: dict[str, Any]) -> None:

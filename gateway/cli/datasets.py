@@ -77,7 +77,7 @@ def datasets() -> None:
     """Training data: what is wrong with it, and files that are ready to train on.
 
     Reads CSV, TSV, JSON, JSONL and Parquet, in the forms of Alpaca, ShareGPT, OpenAI (chat and preference), DPO, KTO
-    and plain question and answer. Runs on this machine; no gateway is needed.
+    and plain question and answer. Runs on this machine; only augment asks a model.
 
     Example: loragate datasets check chats.csv --instruction-col question --output-col answer
     """

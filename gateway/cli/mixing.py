@@ -17,7 +17,7 @@ from gateway.cli.progress import bar
 if TYPE_CHECKING:
     from training.data.mixture import Part, Source
 
-_NAMED = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(?P<file>.+)", re.DOTALL)
+_NAMED = re.compile(r"(?P<name>[^\W_][\w.-]{0,63})=(?P<file>.+)", re.DOTALL)
 SHOWN = 3  # rows that could not be used, of each source
 
 

@@ -227,6 +227,17 @@ async def test_an_answer_that_was_cut_off_is_no_row(service: FakeOpenAI, shop: P
     assert len(service.asked) == asked, "what was refused was paid for as well"
 
 
+async def test_the_same_words_in_another_conversation_ask_something_else(service: FakeOpenAI, tmp_path: Path) -> None:
+    service.says = lambda body: "Sure, go on!"
+    before = [(("user", f"Shall I send {n}?"), ("assistant", f"I can send {n}.")) for n in range(3)]
+    talks = [chat(*each, ("user", "Yes, please do."), ("assistant", f"Sent {n}.")) for n, each in enumerate(before)]
+    unlearned = chat(("user", "Why?"), ("assistant", "So."), ("user", "And then?"), ("assistant", "No idea."))
+    unlearned["messages"][-1]["weight"] = 0
+    found = await augmented(service, write(tmp_path, "talks.jsonl", lines(*talks, unlearned)))
+    assert (found["made"], found["unfit"]) == (3, {"ends with an answer that is not learned": 1})
+    assert [row["messages"][2]["content"] for row in made_in(tmp_path)] == ["Sure, go on!"] * 3
+
+
 async def test_two_that_are_alike_are_one(service: FakeOpenAI, shop: Path) -> None:
     service.says = lambda body: " ".join(reversed(asked_of(body).split()))
     found = await augmented(service, shop, "--count", "3", "--at-once", "1")
@@ -234,6 +245,10 @@ async def test_two_that_are_alike_are_one(service: FakeOpenAI, shop: Path) -> No
 
 
 async def test_what_models_put_around_a_text_is_taken_off(service: FakeOpenAI, shop: Path) -> None:
+    service.says = lambda body: "Here is my order: " + turned(body)
+    assert (await augmented(service, shop, to="order.jsonl"))["made"] == 8
+    assert made_in(shop.parent, "order.jsonl")[0]["messages"][0]["content"].startswith("Here is my order: ")
+    service.asked.clear()
     around = ['"{}"', "Sure! Here is the rephrased request:\n\n{}", "Rephrased: {}", "```\n{}\n```", "“{}”", "{}\n"]
     service.says = lambda body: around[len(service.asked) % len(around)].format(turned(body))
     await augmented(service, shop)
@@ -299,6 +314,9 @@ async def test_parameters_that_a_model_does_not_take_are_left_out(service: FakeO
         (("--endpoint", "http://127.0.0.1:9/v1"), 3, "does not answer"),
         (("--endpoint", "http://example.com/v1"), 1, "not encrypted"),
         (("--endpoint", "example.com"), 1, "no address"),
+        (("--endpoint", "https://me:sk-pass@example.com/v1"), 1, "an address alone"),
+        (("--endpoint", "https://example.com/v1?key=sk-pass"), 1, "an address alone"),
+        (("--endpoint", "http://[::1/v1"), 1, "no address"),
         (("--to", "made.csv"), 1, "ends with .jsonl"),
         (("--to", "shop.jsonl"), 1, "is read by this command"),
         (("--to", "theirs.jsonl"), 1, "was not made by this command"),

@@ -15,7 +15,7 @@ from training.augment.making import BACK_TRANSLATION, MORE, Manner
 from training.data.duplicates import Near, shingles
 from training.data.languages import language
 from training.data.quality import signs
-from training.data.row import USER, Row, Turn
+from training.data.row import SYSTEM, USER, Row, Turn
 
 # Why a text is refused → what that means. docs/datasets.md has the same table.
 REASONS: dict[str, str] = {
@@ -36,7 +36,7 @@ ALIKE = 0.85
 MADE = 1 << 48  # from here on: places of made rows among the rows of the file
 # What a question may not lose: its answer, which stays, may speak of it.
 _FACTS = re.compile(
-    r"https?://[^\s<>\"'。，、]+|[\w.+-]+@[\w-]+\.[\w.]+|\{\{.*?\}\}|<[a-z]+>|`[^`\n]+`|\d+(?:[.,:]\d+)*"
+    r"https?://[^\s<>\"'。，、]+|[\w.+-]{1,64}@[\w-]{1,64}\.[\w.]{1,64}|\{\{.*?\}\}|<[a-z]+>|`[^`\n]+`|\d+(?:[.,:]\d+)*"
 )
 _BETWEEN = re.compile(r"[\W_]+")
 _WIDE = "\u2e80"
@@ -52,8 +52,8 @@ class Judge:
 
     def remember(self, row: Row, *, made: bool = False) -> None:
         """A row of the file, or one that was made: no other one shall ask like it."""
-        self._asked.add(_digest(row.question))
-        if self._near is not None and self._near.kept < self._near.most:
+        self._asked.add(_digest(row))
+        if self._near is not None and self._near.kept < self._near.most and not _before(row):
             self._made += made
             asked = _only(row.question, MADE + self._made if made else row.number)
             self._near.add(asked, self._near.sign(asked))
@@ -76,9 +76,9 @@ class Judge:
         return self._another(made)
 
     def _another(self, made: Row) -> list[tuple[str, str]]:
-        if _digest(made.question) in self._asked:
+        if _digest(made) in self._asked:
             return [("like_another", "Another row asks the very same.")]
-        if self._near is None:
+        if self._near is None or _before(made):
             return []
         asked = _only(made.question, MADE)
         number = self._near.like(asked, self._near.sign(asked), other_question=False)
@@ -111,11 +111,11 @@ def _quality(made: Row, parent: Row) -> tuple[str, str] | None:
 
 def _again(asked: str, said: str) -> tuple[str, str] | None:
     """What the same request in other words may not do."""
-    if _facts(asked) != _facts(said):
-        return "other_facts", "A number, an address, code or a placeholder is gone, or new."
     room = 40
     if len(said) > 3 * len(asked) + room or len(asked) > 4 * len(said) + room:
         return "other_length", f"It has {len(said):,} characters, and the question {len(asked):,}."
+    if _facts(asked) != _facts(said):
+        return "other_facts", "A number, an address, code or a placeholder is gone, or new."
     return None
 
 
@@ -143,8 +143,15 @@ def _bare(text: str) -> str:
     return _BETWEEN.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(_bare(text).encode("utf-8", "replace"), digest_size=8).digest()
+def _before(row: Row) -> tuple[Turn, ...]:
+    """What was said before the last question: `yes, please` asks something else in another conversation."""
+    place = max((place for place, turn in enumerate(row.turns) if turn.role == USER), default=0)
+    return tuple(turn for turn in row.turns[:place] if turn.role != SYSTEM)
+
+
+def _digest(row: Row) -> bytes:
+    before = [(turn.role, turn.content, turn.calls) for turn in _before(row)]
+    return hashlib.blake2b(repr((before, _bare(row.question))).encode("utf-8", "replace"), digest_size=8).digest()
 
 
 def _only(question: str, number: int) -> Row:

@@ -89,8 +89,8 @@ NAMES = {
     "zh": "Chinese",
 }
 _LABEL = re.compile(
-    r"\A(?:sure|certainly|of course)?[!,. ]*(?:here(?: is|'s|’s)[^:\n]{0,80}"
-    r"|(?:the )?(?:rephrased|paraphrased?|translat(?:ed|ion))[^:\n]{0,40})[:：]\s*",
+    r"\A(?:sure|certainly|of course)?[!,. ]*(?:here(?: is|'s|’s)|the|this is|a)?[^:\n]{0,40}?"
+    r"\b(?:rephras(?:ed|ing)|paraphras(?:ed?|ing)|translat(?:ed|ion))\b[^:\n]{0,40}[:：]\s*",
     re.IGNORECASE,
 )
 _FENCE = re.compile(r"\A```[a-z]*\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
@@ -119,6 +119,8 @@ def unfit(row: Row, how: str, most_tokens: int) -> str | None:
     """Why nothing can be made of this row in this way; None where it can."""
     if row.parent is not None:
         return "was made from another row itself"
+    if row.answer is None or not row.answer.trained:
+        return "ends with an answer that is not learned"
     question = row.question.strip()
     if not any(char.isalnum() for char in question):
         return "has no question in words"

@@ -167,6 +167,7 @@ def test_files_of_one_name_share_a_cap(tmp_path: Path) -> None:
 
 def test_columns_and_forms_are_of_a_source(tmp_path: Path) -> None:
     one = write(tmp_path, "one.csv", b"frage,antwort\nWas ist Regen?,Wasser.\n")
+    assert mixed(f"客服={one}", *("--columns", "客服:instruction=frage,output=antwort"), "--to", tmp_path / "o.jsonl")
     two = write(tmp_path, "t=w:o.csv", b"ask me,tell\nWas ist Schnee?,Eis.\n")
     columns = ("--columns", "one:instruction=frage,output=antwort", "--columns", "two:instruction=ask me")
     to = tmp_path / "m.jsonl"
