@@ -74,6 +74,9 @@ _MUCH = re.compile(
     r"|解释|描述|详细|说明|写一|总结|比较|论述|步骤|介绍",
     re.IGNORECASE,
 )
+_SYMBOL = re.compile(r"(?=[\x00-\u02ff\u2000-\U0010ffff])[^\w\s]|_")  # marks of other scripts belong to letters
+_SPACE = re.compile(r"\s")
+_RUN_OF_ONE = re.compile(r"([^\s\d=\-_*#.~+|])\1{15,}")
 _LISTED = re.compile(r"\s*(?:[-*+•#>|]|\d{1,3}[.)、])")
 
 
@@ -152,16 +155,19 @@ def _of_question(question: str) -> Iterator[str]:
 
 def _repeats(prose: str) -> bool:
     """Whether most runs of words were there before, or one character is all of a long stretch."""
-    if re.search(r"([^\s\d=\-_*#.~+|])\1{15,}", prose):
+    if _RUN_OF_ONE.search(prose):
         return True
     units = _UNIT.findall(prose.casefold())
     if len(units) < FEW_UNITS:
         return False
-    runs = [tuple(units[place : place + RUN]) for place in range(len(units) - RUN + 1)]
-    return 1 - len(set(runs)) / len(runs) > REPEATED
+    count = len(units) - RUN + 1
+    runs = set(zip(*(units[place : place + count] for place in range(RUN)), strict=True))
+    return 1 - len(runs) / count > REPEATED
 
 
 def _echoes(question: str, answer: str) -> bool:
+    if len(answer) > 3 * len(question) + FEW_UNITS:
+        return False
     asked, said = (" ".join(_UNIT.findall(text[:MOST_CHARACTERS].casefold())) for text in (question, answer))
     if len(asked) < 12 or not said.startswith(asked):
         return False
@@ -203,9 +209,7 @@ def _cut_short(answer: str, prose: str) -> bool:
 
 
 def _mostly_symbols(prose: str) -> bool:
-    plain = [char for char in prose if not char.isspace()]
-    if len(plain) < FEW_UNITS:
+    if len(prose) < FEW_UNITS:
         return False
-    # Marks of scripts such as Devanagari and Thai belong to letters, and isalnum() is false for them.
-    symbols = sum(not char.isalnum() and (char < "\u0300" or char > "\u1fff") for char in plain)
-    return symbols > MOST_SYMBOLS * len(plain)
+    symbols = len(_SYMBOL.findall(prose))
+    return symbols > MOST_SYMBOLS * (len(prose) - len(_SPACE.findall(prose)))
