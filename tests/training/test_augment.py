@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,18 @@ import pytest
 from click.testing import CliRunner, Result
 from starlette.responses import Response
 
+from adapters.errors import Conflict, StorageFull
 from gateway.cli import main
 from tests.fake_vllm import FakeVLLM
 from tests.gateway.running import running
 from tests.training.data.corpus import chat, lines, write
 from tests.training.data.test_mixing import PAIR, lines_of
 from tests.training.fake_openai import KEY, MODEL, FakeOpenAI
-from training.augment.journal import Journal
-from training.augment.making import Manner
+from training.augment.journal import Job, Journal
+from training.augment.making import Made, Manner
 from training.data.check import check
 from training.data.reading import open_data
-from training.data.row import Row, key
+from training.data.row import Row, Turn, key
 from training.data.split import is_held_out
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -419,8 +422,6 @@ async def test_the_same_row_twice_is_paid_for_once(service: FakeOpenAI, shop: Pa
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
-    from adapters.errors import Conflict
-
     to, refused, manner = tmp_path / "a.jsonl", tmp_path / "a.refused.jsonl", Manner("paraphrase", MODEL)
     with Journal(to, refused, manner):
         with pytest.raises(Conflict, match="Another run writes"), Journal(to, refused, manner):
@@ -429,6 +430,25 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     assert not to.exists()
     with Journal(to, refused, manner):
         pass
+
+
+def test_a_full_disk_is_one_sentence_and_half_a_line_is_no_row(tmp_path: Path) -> None:
+    to, refused, manner = tmp_path / "a.jsonl", tmp_path / "a.refused.jsonl", Manner("paraphrase", MODEL)
+    parent = Row(1, (Turn("user", "Why?"), Turn("assistant", "So.")))
+    made = Made(replace(parent, parent=key(parent)), "Why?")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(StorageFull, match="then run this again"), Journal(to, refused, manner) as full:
+            full.made(Job(parent, 1), made)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (to.stat().st_size + 10, hard))
+            full.made(Job(parent, 2), made)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not to.read_bytes().endswith(b"\n")
+    with Journal(to, refused, manner) as again:
+        assert again.done == {Job(parent, 1).identity()}
+        again.made(Job(parent, 2), made)
+    assert [row["made"]["variant"] for row in made_in(tmp_path, "a.jsonl")] == [1, 2]
 
 
 async def test_ctrl_c_waits_for_what_is_paid_for_and_the_next_run_goes_on(service: FakeOpenAI, shop: Path) -> None:

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -159,7 +160,8 @@ class Journal:
 
     def _close(self) -> None:
         for file in self._files:
-            file.close()
+            with suppress(OSError):  # what could not be written before cannot be now
+                file.close()
         for path in (self._to, self._refused):
             if self._owned and path.exists() and not path.stat().st_size:  # nothing came
                 path.unlink()

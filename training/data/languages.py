@@ -9,6 +9,7 @@ import heapq
 import re
 from collections import Counter
 
+from adapters.errors import StorageFull
 from training.data.row import Row, content_hash
 from training.extras import need
 
@@ -55,9 +56,13 @@ def known() -> frozenset[str]:
 
 
 def language(text: str) -> str:
-    """The language of a text; `?` where it has too few letters to tell."""
+    """The language of a text; `?` where it has too few letters to tell. StorageFull."""
     letters = [char for char in text if char.isalpha()]
     if len(letters) < FEW_LETTERS and sum(char >= "\u2e80" for char in letters) < FEW_LETTERS // 4:
         return "?"
-    named = str(need("py3langid").classify(text)[0])
+    try:
+        named = str(need("py3langid").classify(text)[0])
+    except OSError as exc:  # its model is unpacked once, into a temporary file
+        message = f"Languages cannot be told apart: {exc.strerror or exc}. Free some space for temporary files."
+        raise StorageFull(message) from None
     return "?" if named == "zxx" else named  # no language at all, such as code or figures
