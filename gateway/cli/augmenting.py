@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -41,7 +41,7 @@ class Endpoint:
     """Where models are asked. who: how messages name the key."""
 
     url: str
-    key: str
+    key: str = field(repr=False)
     who: str
 
     @property

@@ -320,6 +320,7 @@ async def test_parameters_that_a_model_does_not_take_are_left_out(service: FakeO
         (("--endpoint", "https://me:sk-pass@example.com/v1"), 1, "an address alone"),
         (("--endpoint", "https://example.com/v1?key=sk-pass"), 1, "an address alone"),
         (("--endpoint", "http://[::1/v1"), 1, "no address"),
+        (("--endpoint", "https://a\tb/v1"), 1, "no address"),
         (("--to", "made.csv"), 1, "ends with .jsonl"),
         (("--to", "shop.jsonl"), 1, "is read by this command"),
         (("--to", "theirs.jsonl"), 1, "was not made by this command"),
@@ -437,11 +438,16 @@ def test_a_full_disk_is_one_sentence_and_half_a_line_is_no_row(tmp_path: Path) -
     parent = Row(1, (Turn("user", "Why?"), Turn("assistant", "So.")))
     made = Made(replace(parent, parent=key(parent)), "Why?")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        with pytest.raises(StorageFull, match="then run this again"), Journal(to, refused, manner) as full:
-            full.made(Job(parent, 1), made)
+
+    def fill() -> None:
+        with Journal(to, refused, manner) as journal:
+            journal.made(Job(parent, 1), made)
             resource.setrlimit(resource.RLIMIT_FSIZE, (to.stat().st_size + 10, hard))
-            full.made(Job(parent, 2), made)
+            journal.made(Job(parent, 2), made)
+
+    try:
+        with pytest.raises(StorageFull, match="then run this again"):
+            fill()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not to.read_bytes().endswith(b"\n")

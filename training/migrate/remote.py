@@ -99,7 +99,7 @@ class Remote:
         try:
             answer = await self._http.request(method, self.base_url + path, headers=self._headers, **more)
         except httpx.HTTPError as exc:
-            if isinstance(exc, httpx.ConnectError) and not self.met:
+            if isinstance(exc, (httpx.ConnectError, httpx.ConnectTimeout)) and not self.met:
                 raise self._away(exc) from None  # a wrong address: nobody shall wait half a minute to be told
             raise _Later(self._away(exc)) from None
         self.met = True
@@ -183,10 +183,11 @@ def _checked(base_url: str, inside: bool) -> bool:
     try:
         parts = urlsplit(base_url)
         host = parts.hostname or ""
-        good = parts.scheme in ("http", "https") and bool(host) and parts.port != 0
+        good = parts.scheme in ("http", "https") and bool(host) and parts.port != 0 and base_url.isprintable()
     except ValueError:
         good, host, parts = False, "", urlsplit("")
     if not good:
+        base_url = "".join(c for c in base_url[:200] if c.isprintable())
         raise InvalidRequest(f"{base_url} is no address such as https://api.openai.com/v1.", param="base_url")
     if parts.scheme == "http" and not inside and not _is_loopback(host):
         raise InvalidRequest(
