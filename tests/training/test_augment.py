@@ -45,6 +45,7 @@ QUESTIONS = (
 )
 BUSY = {"message": "Slow down.", "type": "requests", "param": None, "code": "rate_limit_exceeded"}
 NOW = {"retry-after": "0"}
+NOWHERE = "http://127.0.0.1:9/v1"
 
 
 def rows(count: int = len(QUESTIONS)) -> list[dict[str, Any]]:
@@ -76,16 +77,16 @@ def shop(tmp_path: Path) -> Path:
     return write(tmp_path, "shop.jsonl", lines(*rows()))
 
 
-def words_for(service: FakeOpenAI, file: Path, to: Path, *words: str) -> list[str]:
+def words_for(url: str, file: Path, to: Path, *words: str) -> list[str]:
     (file.parent / "key").write_text(KEY + "\n")
     how = () if "--how" in words else ("--how", "paraphrase")
-    at = ("--endpoint", service.url, "--key-file", str(file.parent / "key"), "--model", MODEL)
+    at = ("--endpoint", url, "--key-file", str(file.parent / "key"), "--model", MODEL)
     return ["datasets", "augment", str(file), "--to", str(to), *how, *at, *words]
 
 
 async def augment(service: FakeOpenAI, file: Path, *words: str, to: str = "made.jsonl") -> Result:
     """In a thread: the service answers in this one."""
-    argv = words_for(service, file, file.parent / to, *words)
+    argv = words_for(service.url, file, file.parent / to, *words)
     environ = {"LORAGATE_HOME": str(file.parent), "LORAGATE_API_KEY": "", "LORAGATE_ADMIN_KEY": ""}
     return await asyncio.to_thread(CliRunner(env=environ).invoke, main, argv)
 
@@ -99,6 +100,10 @@ async def augmented(service: FakeOpenAI, file: Path, *words: str, to: str = "mad
 
 def add(file: Path, *more: object) -> None:
     file.write_bytes(file.read_bytes() + lines(*more))
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def made_in(folder: Path, name: str = "made.jsonl") -> list[Any]:
@@ -206,18 +211,16 @@ REFUSED: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "says"), REFUSED, ids=[f"{n}-{kind}" for n, (kind, _) in enumerate(REFUSED)])
-async def test_what_is_no_good_is_refused_and_kept_with_the_reason(
-    kind: str, says: Callable[[dict[str, Any]], str], service: FakeOpenAI, shop: Path
-) -> None:
-    service.says = says
-    result = await augment(service, shop, "--json", "--rows", "1")
-    assert (result.exit_code, json.loads(result.stdout)["refused"]) == (1, {kind: 1})
-    assert "Nothing that was made is any good" in result.stderr
-    (kept,) = made_in(shop.parent, "made.refused.jsonl")
-    assert (kept["kind"], kept["made"]["variant"]) == (kind, 1)
-    assert kept["message"]
-    assert not (shop.parent / "made.jsonl").exists()
+async def test_what_is_no_good_is_refused_and_kept_with_the_reason(service: FakeOpenAI, shop: Path) -> None:
+    for place, (kind, says) in enumerate(REFUSED):
+        service.says = says
+        result = await augment(service, shop, "--json", "--rows", "1", to=f"{place}.jsonl")
+        assert (result.exit_code, json.loads(result.stdout)["refused"]) == (1, {kind: 1}), place
+        assert "Nothing that was made is any good" in result.stderr
+        (kept,) = made_in(shop.parent, f"{place}.refused.jsonl")
+        assert (kept["kind"], kept["made"]["variant"]) == (kind, 1)
+        assert kept["message"]
+        assert f"{place}.jsonl" not in names_in(shop.parent)
 
 
 async def test_an_answer_that_was_cut_off_is_no_row(service: FakeOpenAI, shop: Path) -> None:
@@ -285,7 +288,7 @@ async def test_a_service_that_is_out_of_order_is_not_asked_for_ever(service: Fak
     result = await augment(service, shop, "--at-once", "1")
     assert (result.exit_code, len(service.asked)) == (3, 3)
     assert "no JSON. Is this its API's address?" in result.stderr
-    assert sorted(path.name for path in shop.parent.iterdir()) == ["key", "shop.jsonl"]
+    assert names_in(shop.parent) == ["key", "shop.jsonl"]
 
 
 async def test_one_that_is_not_taken_is_refused_alone(service: FakeOpenAI, shop: Path) -> None:
@@ -309,8 +312,6 @@ async def test_parameters_that_a_model_does_not_take_are_left_out(service: FakeO
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("--model", "gpt-9"), 1, "does not exist"),
-        (("--key-file", "wrong"), 1, "does not accept the key in wrong"),
         (("--key-file", "empty"), 1, "empty is empty"),
         (("--key-file", "none"), 1, "none cannot be read"),
         (("--key-env", "NO_SUCH_KEY"), 2, "Name one of"),
@@ -331,23 +332,30 @@ async def test_parameters_that_a_model_does_not_take_are_left_out(service: FakeO
         (("--share", "0.01"), 1, "No row is taken"),
     ],
 )
-async def test_what_cannot_be_done_is_one_sentence(
-    words: tuple[str, ...], code: int, said: str, service: FakeOpenAI, shop: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_cannot_be_done_is_one_sentence(
+    words: tuple[str, ...], code: int, said: str, shop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(shop.parent)
-    for name, body in (
-        ("wrong", b"sk-wrong"),
-        ("empty", b"\n"),
-        ("theirs.jsonl", lines(*rows(1))),
-        ("key", KEY.encode() + b"\n"),
-    ):
+    for name, body in (("empty", b"\n"), ("theirs.jsonl", lines(*rows(1))), ("key", KEY.encode() + b"\n")):
         write(shop.parent, name, body)
     before = {path.name: path.read_bytes() for path in shop.parent.iterdir()}
-    result = await augment(service, shop, *words)
+    argv = words_for(NOWHERE, shop, shop.parent / "made.jsonl", *words)
+    result = CliRunner(env={"LORAGATE_HOME": str(shop.parent)}).invoke(main, argv)
     assert (result.exit_code, said in result.stderr) == (code, True), result.output
-    assert "Traceback" not in result.stderr
     assert "sk-" not in result.output
     assert {path.name: path.read_bytes() for path in shop.parent.iterdir()} == before
+
+
+async def test_a_key_or_a_model_that_opens_nothing_ends_it_at_once(service: FakeOpenAI, shop: Path) -> None:
+    wrong = write(shop.parent, "wrong", b"sk-wrong-key")
+    for words, said in (
+        (("--key-file", str(wrong)), f"does not accept the key in {wrong}"),
+        (("--model", "gpt-9"), "does not exist"),
+    ):
+        result = await augment(service, shop, *words)
+        assert (result.exit_code, said in result.stderr) == (1, True), result.output
+        assert "sk-" not in result.output
+    assert names_in(shop.parent) == ["key", "shop.jsonl", "wrong"]
 
 
 async def test_an_endpoint_without_keys_gets_none(service: FakeOpenAI, shop: Path) -> None:
@@ -460,7 +468,7 @@ def test_a_full_disk_is_one_sentence_and_half_a_line_is_no_row(tmp_path: Path) -
 async def test_ctrl_c_waits_for_what_is_paid_for_and_the_next_run_goes_on(service: FakeOpenAI, shop: Path) -> None:
     service.gate, service.answers_before_gate = asyncio.Event(), 2
     env = {name: value for name, value in os.environ.items() if not name.startswith(("LORAGATE", "OPENAI"))}
-    argv = words_for(service, shop, shop.parent / "made.jsonl", "--at-once", "3", "--json")
+    argv = words_for(service.url, shop, shop.parent / "made.jsonl", "--at-once", "3", "--json")
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "gateway", *argv),
         env=env | {"PYTHONPATH": str(ROOT), "LORAGATE_HOME": str(shop.parent)},
