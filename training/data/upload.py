@@ -12,10 +12,13 @@ from typing import Any
 
 import orjson
 
+from training.data.columns import MARKS
+
 MAX_LINE = 16 << 20
 _CHAT = {"messages", "tools", "functions", "parallel_tool_calls"}
 _PREFERENCE = {"input", "preferred_output", "non_preferred_output"}
 _MESSAGE = {"role", "content", "name", "weight", "refusal", "tool_calls", "tool_call_id", "function_call", "audio"}
+_OURS = {"parent", *MARKS}  # what `datasets mix` and `augment` write beside a row, which OpenAI would refuse
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -54,6 +57,7 @@ def _line(line: bytes, number: int, kinds: set[str]) -> str | None:
     kinds.add(kind)
     if len(kinds) > 1:
         return f"Invalid file format. Example {number} is a {kind} example, and earlier ones are not."
+    value = {name: inner for name, inner in value.items() if name not in _OURS}
     problem = _preference(value) if kind == "preference" else _chat(value, _CHAT)
     return None if problem is None else f"Invalid file format. Example {number}{problem}"
 

@@ -45,6 +45,8 @@ def test_openai_takes_it(tmp_path: Path) -> None:
     assert check_upload(path) == (None, 1)
     assert again(tmp_path, row) == row
     assert again(tmp_path, tooled) == tooled
+    marked = line(replace(row, parent="0123456789abcdef"), {"source": "shop", "source_row": 3, "made": {"how": "x"}})
+    assert check_upload(write(tmp_path, "b.jsonl", marked)) == (None, 1), "but this gateway takes its own marks"
     shown = json.loads(path.read_text())["messages"]
     assert [message.get("tool_call_id") for message in shown[2:4]] == ["call_1", "call_2"]
     assert shown[4]["weight"] == 0
