@@ -42,8 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(Path(__file__).parent):
             given = item.get_closest_marker("timeout")
             item.add_marker(pytest.mark.timeout(given.args[0] if given else FUNCTION_S, func_only=True), append=False)
-        for fixture in {"engine_python", "training_python"} & set(getattr(item, "fixturenames", ())):
-            item.add_marker(fixture.removesuffix("_python").replace("training", "trainer"))
+            for fixture in {"engine_python", "training_python"} & set(getattr(item, "fixturenames", ())):
+                item.add_marker(fixture.removesuffix("_python").replace("training", "trainer"))
 
 
 @dataclass(frozen=True)
