@@ -31,7 +31,7 @@ test-compiled: .venv/ready .venv/dev ## the hot path's tests against what is com
 	cd build/compiled && ../../$(SPREAD) -m "not engine and not trainer" -p no:cacheprovider $(HOT) $(ARGS); \
 	else echo "Nothing is compiled here (no C compiler): the tests above are all there is."; fi
 
-test-fast: .venv/dev     ## the tests that need neither and take no seconds: about a minute
+test-fast: .venv/dev     ## the tests that need neither and take no seconds each: two minutes on two cores
 	@$(SPREAD) -m "not engine and not trainer and not slow" $(ARGS)
 
 check: .venv/dev         ## lint, format and types
