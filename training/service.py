@@ -126,7 +126,7 @@ class JobService:
         now = self._clock()
 
         def resume(conn: sa.Connection) -> Job:
-            job = store.find(conn, job_id, owner)
+            job = store.find(conn, job_id, owner, hold=True)
             if job.wish is Wish.PAUSE:  # not carried out yet: taken back
                 changed = store.change(conn, job_id, wish=None)
             else:
@@ -184,7 +184,7 @@ class JobService:
         now = self._clock()
 
         def write(conn: sa.Connection) -> Job:
-            job = store.find(conn, job_id, owner)
+            job = store.find(conn, job_id, owner, hold=True)  # its worker may be pausing it in this moment
             if job.is_final:
                 raise Conflict(f"Job {job_id} is {job.state.value} already.")
             if wish is Wish.PAUSE and job.state is JobState.PAUSED:

@@ -1,6 +1,7 @@
 """All SQL of jobs: the queue, events and checkpoints, as functions of a Connection; rows in, frozen types out.
 
-A worker takes a job in one transaction, so two never have the same one. Must not know files or processes.
+A worker takes a job in one transaction, so two never have the same one. Whoever decides by what a job is, and then
+changes it, holds its row meanwhile (PostgreSQL; SQLite has one writer). Must not know files or processes.
 """
 
 from __future__ import annotations
@@ -71,9 +72,14 @@ def add(conn: sa.Connection, job: Job) -> None:
     conn.execute(sa.insert(jobs).values(_row(job)))
 
 
-def find(conn: sa.Connection, job_id: str, owner: str | None = None) -> Job:
-    """One job; JobNotFound, also where it is another owner's than `owner` (None: whoever's)."""
+def find(conn: sa.Connection, job_id: str, owner: str | None = None, *, hold: bool = False) -> Job:
+    """One job; JobNotFound, also where it is another owner's than `owner` (None: whoever's).
+
+    hold: nobody else changes it until this transaction ends.
+    """
     query = sa.select(jobs).where(jobs.c.id == job_id)
+    if hold:
+        query = query.with_for_update()
     if owner is not None:
         query = query.where(jobs.c.owner == owner)
     row = conn.execute(query).one_or_none()
@@ -127,7 +133,8 @@ def take(conn: sa.Connection, state: JobState, worker: str, now: float) -> Job |
     revision.hold(conn)  # PostgreSQL: no two workers look at once
     order = (jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
     query = sa.select(jobs.c.id).where(jobs.c.state == state, jobs.c.worker.is_(None)).order_by(*order).limit(1)
-    found = conn.execute(query).scalar_one_or_none()
+    # Held: one that is cancelled in this moment is not taken. The next look finds another.
+    found = conn.execute(query.with_for_update()).scalar_one_or_none()
     if found is None:
         return None
     conn.execute(sa.update(jobs).where(jobs.c.id == found).values(worker=worker, seen_at=now))
@@ -142,7 +149,7 @@ def held(conn: sa.Connection, worker: str) -> tuple[Job, ...]:
 
 def change(conn: sa.Connection, job_id: str, *, only: Collection[JobState] = (), **fields: Any) -> Job:
     """Set some fields of a job; Conflict where it is in none of the states `only`. JobNotFound."""
-    job = find(conn, job_id)
+    job = find(conn, job_id, hold=True)
     if only and job.state not in only:
         raise Conflict(f"Job {job_id} is {job.state.value}. `loragate jobs show {job_id}` says more.")
     conn.execute(sa.update(jobs).where(jobs.c.id == job_id).values(_encoded(fields)))

@@ -93,7 +93,7 @@ class Record:
         """It may run as soon as there is room, unless something else was wished meanwhile."""
 
         def write(conn: sa.Connection) -> None:
-            wish = store.find(conn, job_id).wish
+            wish = store.find(conn, job_id, hold=True).wish
             if wish in (Wish.CANCEL, Wish.CANCEL_AND_KEEP):
                 self._cancelled(conn, job_id, Outcome.NOTHING)
                 return
@@ -109,7 +109,7 @@ class Record:
         """It runs, unless it did already."""
 
         def write(conn: sa.Connection) -> None:
-            job = store.find(conn, job_id)
+            job = store.find(conn, job_id, hold=True)
             if job.state is not JobState.RUNNING:
                 began = job.started_at if job.started_at is not None else self.clock()
                 store.change(conn, job_id, state=JobState.RUNNING, phase=Phase.PREPARING, started_at=began)
@@ -121,7 +121,8 @@ class Record:
         """The trainer was started once more."""
 
         def write(conn: sa.Connection) -> None:
-            store.change(conn, job_id, phase=Phase.TRAINING, attempts=store.find(conn, job_id).attempts + 1)
+            attempts = store.find(conn, job_id, hold=True).attempts + 1
+            store.change(conn, job_id, phase=Phase.TRAINING, attempts=attempts)
             store.tell(conn, job_id, self.clock(), message, level=level)
 
         await self.write(write)
@@ -148,7 +149,7 @@ class Record:
         """Stopped until somebody says resume; False where the wish was taken back or outdone meanwhile."""
 
         def write(conn: sa.Connection) -> bool:
-            if store.find(conn, job_id).wish is not Wish.PAUSE:
+            if store.find(conn, job_id, hold=True).wish is not Wish.PAUSE:
                 return False
             store.change(conn, job_id, state=JobState.PAUSED, phase=None, worker=None, wish=None)
             store.tell(conn, job_id, self.clock(), message)
