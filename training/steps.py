@@ -50,7 +50,7 @@ class Steps(Protocol):
         """Data and plan, before any compute is spent; what was settled. InvalidRequest refuses the job."""
 
     def launch(self, job: Job, folder: Path) -> Launch:
-        """The run of a checked job; the same again to go on from its newest checkpoint."""
+        """The run of a checked job; the same again to go on from its newest checkpoint. Unavailable: asked again."""
 
     async def finish(self, job: Job, folder: Path, tell: Tell, phase: Callable[[Phase], Awaitable[None]]) -> Finished:
         """A whole run became an adapter: register, evaluate, put live. May be begun again after a crash."""

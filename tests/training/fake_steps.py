@@ -1,6 +1,6 @@
 """What a worker does for a job, with the fake trainer: `recipe["fake"]` is its settings, and a few of these steps' own.
 
-finish_waits, check_waits: a file that must be there first; away: how often the gateway does not answer.
+finish_waits, check_waits: a file that must be there first; away, launch_away: how often the gateway does not answer.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class FakeSteps:
         fake = job.recipe["fake"]
         if fake.get("unlaunchable"):
             raise InvalidRequest("There is no training environment. `loragate doctor` says more.")
+        if _begun(folder / "launch-tries") <= fake.get("launch_away", 0):
+            raise GatewayAway("The gateway does not answer.")
         settings = folder / "train.json"
         settings.write_text(json.dumps({**fake, "output_dir": str(folder / "out")}))
         argv = (fake.get("program", sys.executable), "-I", str(TRAINER), str(settings))
@@ -44,10 +46,7 @@ class FakeSteps:
 
     async def finish(self, job: Job, folder: Path, tell: Tell, phase: Callable[[Phase], Awaitable[None]]) -> Finished:
         fake = job.recipe["fake"]
-        tries = folder / "finish-tries"
-        begun = int(tries.read_text()) + 1 if tries.exists() else 1
-        tries.write_text(str(begun))
-        if begun <= fake.get("away", 0):
+        if _begun(folder / "finish-tries") <= fake.get("away", 0):
             raise GatewayAway("The gateway does not answer.")
         if "unregistrable" in fake:
             raise InvalidRequest(fake["unregistrable"])
@@ -57,6 +56,13 @@ class FakeSteps:
         await _until_there(fake.get("live_waits"))
         weights = (folder / "out" / "adapter_model.safetensors").read_bytes()
         return Finished(Outcome.REGISTERED, {"version": hashlib.sha256(weights).hexdigest()[:12]})
+
+
+def _begun(tries: Path) -> int:
+    """How often, with this time."""
+    begun = int(tries.read_text()) + 1 if tries.exists() else 1
+    tries.write_text(str(begun))
+    return begun
 
 
 async def _until_there(name: str | None) -> None:

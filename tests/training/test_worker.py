@@ -284,6 +284,40 @@ async def test_a_gateway_that_is_away_is_waited_for(shop: Shop) -> None:
     assert said.count("The gateway does not answer. It is tried again until it works.") == 1
 
 
+async def test_a_gateway_that_is_away_as_the_trainer_is_to_start_is_waited_for(shop: Shop) -> None:
+    job = await shop.add(max_steps=3, launch_away=3)
+    await shop.work()
+    done = await shop.jobs.show(job.id)
+    assert (done.state, done.error, done.attempts) == (JobState.SUCCEEDED, None, 1)
+    said = await shop.said(job.id)
+    assert said.count("The gateway does not answer. It is tried again until it works.") == 1
+
+
+async def test_a_job_can_be_cancelled_while_its_start_waits(shop: Shop) -> None:
+    job = await shop.add(max_steps=3, launch_away=10**6)
+    async with shop.working():
+        await shop.until(job.id, lambda job: job.state is JobState.RUNNING)
+        await shop.jobs.cancel(job.id)
+        done = await shop.until_state(job.id, JobState.CANCELLED)
+    assert (done.outcome, done.attempts) == (Outcome.NOTHING, 0)
+
+
+async def test_a_trainer_that_cannot_be_watched_yet_does_not_outlive_its_cancelled_job(shop: Shop) -> None:
+    job = await shop.add(max_steps=20, gate=shop.gate())
+    shop.let("gate", 6)
+    async with shop.working():
+        await shop.until_step(job.id, 6)
+    assert len(left_over(job.id)) == 1  # it goes on without a worker
+    fake = {**job.recipe["fake"], "launch_away": 10**6}
+    await shop.db.write(lambda conn: store.change(conn, job.id, recipe={"fake": fake}))
+    async with shop.working():
+        await shop.until(job.id, lambda _: (shop.places.job(job.id) / "launch-tries").read_text() != "1")
+        await shop.jobs.cancel(job.id)
+        await shop.until_state(job.id, JobState.CANCELLED)
+    assert left_over(job.id) == []
+    assert not (shop.places.job(job.id) / "out").exists()
+
+
 async def test_an_adapter_that_cannot_be_registered_stays_in_the_folder(shop: Shop) -> None:
     job = await shop.add(max_steps=3, unregistrable="Its rank is too high.")
     await shop.work()

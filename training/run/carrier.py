@@ -125,7 +125,7 @@ class Carrier:
 
     async def _train(self) -> None:
         """Start, or go on, until every step is done; Wished, TrainingFailed."""
-        launch = await asyncio.to_thread(self._shop.steps.launch, self._job, self._folder)
+        launch = await self._launch()
         while True:
             trainer = await asyncio.to_thread(process.find, self._job.id, self._folder)
             attempt = await asyncio.to_thread(process.read, self._folder)
@@ -143,6 +143,18 @@ class Carrier:
                 await self._told((await self._telling(launch, attempt)).last())
             if await self._whole(launch, code):
                 return
+
+    async def _launch(self) -> Launch:
+        """How the trainer is started and watched; Wished meanwhile, and then none goes on unwatched."""
+
+        def launch() -> Coroutine[Any, Any, Launch]:
+            return asyncio.to_thread(self._shop.steps.launch, self._job, self._folder)
+
+        try:
+            return await self._patiently(launch)
+        except Wished:
+            await sweep(self._job.id, self._shop.grace)
+            raise
 
     async def _start(self, launch: Launch, before: Attempt | None) -> Trainer:
         problem = await asyncio.to_thread(self._refusal)
