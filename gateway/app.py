@@ -57,6 +57,7 @@ from gateway.v1.snapshot import Snapshot
 from training.feedback import DAY_S, FeedbackService
 from training.files import Files
 from training.places import Places
+from training.previews import Previews
 from training.service import JobService
 
 EngineStates = Callable[[], list[dict[str, Any]]]
@@ -76,6 +77,7 @@ class Gateway:
     metrics: Metrics
     jobs: JobService
     files: Files
+    previews: Previews
     public_app: FastAPI
     admin_app: FastAPI
     metrics_app: FastAPI
@@ -89,6 +91,7 @@ class _Training:
     files: Files
     places: Places
     feedback: FeedbackService
+    previews: Previews
 
 
 @asynccontextmanager
@@ -159,7 +162,7 @@ async def open_gateway(
         arrivals = Arrivals(settings.adapter_store, clock=wall)
         stack.push_async_callback(arrivals.close)
         models = ModelRoutes(proxy, adapters, Failing(lambda: reconciler.residency))
-        training = await _open_training(settings, db, metrics, stack)
+        training = await _open_training(settings, db, metrics, adapters, stack)
         yield _behind_doors(
             settings, proxy, health, status, keys, adapters, arrivals, canaries, usage, demand, models, training, wall
         )
@@ -201,6 +204,7 @@ def _behind_doors(
         jobs=training.jobs,
         following=following,
         places=training.places,
+        previews=training.previews,
         feedback=training.feedback,
         live_keys=lambda: proxy.snapshot.keys,
         status=status.document,
@@ -220,6 +224,7 @@ def _behind_doors(
         metrics=proxy.metrics,
         jobs=training.jobs,
         files=training.files,
+        previews=training.previews,
         public_app=create_public(
             proxy, health, models, files, fine_tuning, FeedbackRoutes(proxy, training.feedback, settings.feedback)
         ),
@@ -253,14 +258,17 @@ async def _open_heartbeat(
     return heartbeat
 
 
-async def _open_training(settings: Settings, db: Database, metrics: Metrics, stack: AsyncExitStack) -> _Training:
+async def _open_training(
+    settings: Settings, db: Database, metrics: Metrics, adapters: AdapterService, stack: AsyncExitStack
+) -> _Training:
     places, given = Places(settings.data_dir), settings.training
     jobs = JobService(db, clock=time.time, random_bytes=os.urandom, jobs_max=given.key_jobs_max)
     files = Files(db, places.files, clock=time.time, random_bytes=os.urandom, owner_bytes_max=given.key_bytes_max)
-    await stack.enter_async_context(Upkeep(files))
+    previews = Previews(db, adapters, places, clock=time.time)
+    await stack.enter_async_context(Upkeep(files, previews))
     await stack.enter_async_context(Trainings(jobs, metrics))
     feedback = await stack.enter_async_context(_open_feedback(settings, db, time.time))
-    return _Training(jobs, files, places, feedback)
+    return _Training(jobs, files, places, feedback, previews)
 
 
 def _open_adapters(

@@ -1,4 +1,7 @@
-"""Now and then: files whose time has come and bytes that belong to no file are deleted. Must not know requests."""
+"""Now and then: what has had its time is deleted: files, bytes of no file, previews of jobs that have ended.
+
+Must not know requests.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import logging
 
 from adapters.errors import ServiceError
 from training.files import Files
+from training.previews import Previews
 
 log = logging.getLogger("loragate.upkeep")
 
@@ -15,8 +19,9 @@ SWEEP_TURNS = 720  # an hour
 
 
 class Upkeep:
-    def __init__(self, files: Files, *, every_s: float = EVERY_S) -> None:
+    def __init__(self, files: Files, previews: Previews, *, every_s: float = EVERY_S) -> None:
         self._files = files
+        self._previews = previews
         self._every_s = every_s
         self._task: asyncio.Task[None] | None = None
         self._turns = 0
@@ -34,6 +39,7 @@ class Upkeep:
     async def turn(self) -> None:
         """Once. ServiceError, OSError."""
         await self._files.remove_expired()
+        await self._previews.sweep()
         if self._turns % SWEEP_TURNS == 0:
             await self._files.recover()
         self._turns += 1
@@ -45,6 +51,6 @@ class Upkeep:
                 self._troubled = False
             except (ServiceError, OSError) as error:  # the next turn may go well, and no request hangs on it
                 if not self._troubled:
-                    log.warning("uploaded files cannot be looked after now: %s", type(error).__name__)
+                    log.warning("files and previews cannot be looked after now: %s", type(error).__name__)
                 self._troubled = True
             await asyncio.sleep(self._every_s)

@@ -29,6 +29,15 @@ class Places:
         """Everything of one job: data, settings, log, checkpoints, adapter, report."""
         return self.jobs / job_id
 
+    def output(self, job_id: str) -> Path:
+        """Checkpoints and the adapter, as the trainer writes them."""
+        return self.job(job_id) / "out"
+
+    @property
+    def previews(self) -> Path:
+        """Which checkpoints of jobs that have not ended can be asked, each in a file below its job's id."""
+        return self.root / "previews"
+
     @property
     def worker_id(self) -> Path:
         """Who the worker of this data directory is, over all its starts."""

@@ -12,8 +12,10 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from adapters.service import OPERATOR
 from gateway.errors import Forbidden, Unauthenticated
 from gateway.keys import Key
+from gateway.tokens import ROOT_ID
 
 CALLER = "loragate.caller"  # where the edge leaves the key that it admitted
 
@@ -38,6 +40,11 @@ Admin = Annotated[Key, Depends(admin)]
 def reaches(caller: Key, adapter: str) -> bool:
     """Whether the caller may administer an adapter of that name: with a list of models only those."""
     return caller.models is None or adapter in caller.models
+
+
+def who(caller: Key) -> str:
+    """Whom the history names."""
+    return OPERATOR if caller.id == ROOT_ID else caller.id
 
 
 def may_register(caller: Key, adapter: str) -> None:

@@ -12,11 +12,11 @@ from starlette.responses import JSONResponse
 
 from adapters.errors import AdapterRejected, Conflict, InvalidRequest, NotFound
 from adapters.names import check_public_name
-from adapters.service import OPERATOR, AdapterService
+from adapters.service import AdapterService
 from adapters.sources.arrivals import Arrivals
 from adapters.types import Adapter, Canary, Rules, Version
 from gateway.admin import verdicts
-from gateway.admin.access import Admin, admin, may_register, reaches
+from gateway.admin.access import Admin, admin, may_register, reaches, who
 from gateway.admin.schemas import (
     NAME,
     VERSION,
@@ -42,8 +42,6 @@ from gateway.admin.schemas import (
 )
 from gateway.admin.uploads import arriving
 from gateway.admin.verdicts import CheckRefusedView, CheckView
-from gateway.keys import Key
-from gateway.tokens import ROOT_ID
 
 # Whatever else stands in a URL is not repeated in a refusal.
 Name = Annotated[str, Path(pattern=NAME)]
@@ -101,7 +99,7 @@ class AdapterRoutes:
                 checksums=arrived.checksums,
                 lineage=json.dumps(body.lineage) if body.lineage is not None else None,
                 owner=body.owner,
-                by=_by(caller),
+                by=who(caller),
             )
         return self._view(made)
 
@@ -128,7 +126,7 @@ class AdapterRoutes:
     async def limit(self, name: Name, body: LimitsChange, caller: Admin) -> AdapterView:
         """Limit all callers of an adapter together, whatever their keys allow."""
         change = {field: getattr(body, field) for field in body.model_fields_set - {"why"}}
-        return self._view(await self._adapters.limit(name, change, by=_by(caller), why=body.why))
+        return self._view(await self._adapters.limit(name, change, by=who(caller), why=body.why))
 
     async def history(self, name: Name, paging: Annotated[HistoryPaging, Query()]) -> Listed[EventView]:
         """Who moved what, when and why: the newest first, also of an adapter that is gone."""
@@ -142,23 +140,23 @@ class AdapterRoutes:
 
     async def remove(self, name: Name, which: Annotated[RemovedVersion, Query()], caller: Admin) -> RemovedView:
         """Remove an adapter, or one of its versions that is not live, from engines and store."""
-        gone = await self._adapters.remove(name, which.version, by=_by(caller), why=which.why)
+        gone = await self._adapters.remove(name, which.version, by=who(caller), why=which.why)
         return RemovedView(name=name, removed=[version.version for version in gone])
 
     async def promote(self, name: Name, body: VersionChosen, caller: Admin) -> AdapterView:
         """Let the name answer with a version, once every ready engine has it."""
-        return self._view(await self._adapters.promote(name, body.version, by=_by(caller), why=body.why))
+        return self._view(await self._adapters.promote(name, body.version, by=who(caller), why=body.why))
 
     async def rollback(
         self, name: Name, caller: Admin, body: Annotated[OnlyWhy, Body(default_factory=OnlyWhy)]
     ) -> AdapterView:
         """Let the name answer with the version before."""
-        return self._view(await self._adapters.rollback(name, by=_by(caller), why=body.why))
+        return self._view(await self._adapters.rollback(name, by=who(caller), why=body.why))
 
     async def canary(self, name: Name, body: CanaryChosen, caller: Admin) -> AdapterView:
         """Let a version answer a share of the callers until it is worse than the live one; percent 0 ends that."""
         if body.percent == 0:
-            if not await self._adapters.end_canary(name, by=_by(caller), why=body.why, only=body.version):
+            if not await self._adapters.end_canary(name, by=who(caller), why=body.why, only=body.version):
                 raise Conflict(
                     f"{name} has no canary{' of that version' if body.version else ''}. "
                     f"`loragate adapters show {name}` says what answers."
@@ -167,7 +165,7 @@ class AdapterRoutes:
         if body.version is None:
             raise InvalidRequest("`version` is required: 12 hex digits of the version to try.", param="version")
         rules = Rules(**body.rules.model_dump())
-        by, why = _by(caller), body.why
+        by, why = who(caller), body.why
         made = await self._adapters.canary(name, body.version, body.percent, rules=rules, by=by, why=why)
         return self._view(made)
 
@@ -175,11 +173,11 @@ class AdapterRoutes:
         self, name: Name, caller: Admin, body: Annotated[VersionOrLive, Body(default_factory=VersionOrLive)]
     ) -> AdapterView:
         """Keep a version loaded on every engine."""
-        return self._view(await self._adapters.load(name, body.version, by=_by(caller), why=body.why))
+        return self._view(await self._adapters.load(name, body.version, by=who(caller), why=body.why))
 
     async def unload(self, name: Name, body: VersionChosen, caller: Admin) -> AdapterView:
         """Free a version in every engine; it stays in the store."""
-        return self._view(await self._adapters.unload(name, body.version, by=_by(caller), why=body.why))
+        return self._view(await self._adapters.unload(name, body.version, by=who(caller), why=body.why))
 
     def _view(self, adapter: Adapter) -> AdapterView:
         return AdapterView(
@@ -200,11 +198,6 @@ class AdapterRoutes:
             rules=RulesView(**asdict(canary.rules)),
             **self._figures(name, canary),
         )
-
-
-def _by(caller: Key) -> str:
-    """Whom the history names."""
-    return OPERATOR if caller.id == ROOT_ID else caller.id
 
 
 def _version(version: Version) -> VersionView:

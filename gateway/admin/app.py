@@ -23,6 +23,7 @@ from gateway.admin.files import FileRoutes
 from gateway.admin.guard import Guard
 from gateway.admin.jobs import JobRoutes
 from gateway.admin.keys import KeyRoutes
+from gateway.admin.previews import PreviewRoutes
 from gateway.admin.render import RenderRoutes
 from gateway.admin.status import StatusRoutes, metrics_router
 from gateway.admin.uploads import IntakeRoutes, Uploads, is_upload
@@ -32,6 +33,7 @@ from gateway.keys import Key, KeyService, verify
 from gateway.usage import UsageService
 from training.feedback import FeedbackService
 from training.places import Places
+from training.previews import Previews
 from training.service import JobService
 
 DESCRIPTION = "Every route takes the admin key as a bearer token, except /livez, /readyz and /metrics."
@@ -53,6 +55,7 @@ class AdminServices:
     jobs: JobService
     following: Following
     places: Places
+    previews: Previews
     feedback: FeedbackService
     live_keys: Callable[[], Mapping[str, Key]] = field(repr=False)
     status: Callable[[], dict[str, Any]]
@@ -65,13 +68,15 @@ class AdminServices:
 def create_admin(services: AdminServices) -> FastAPI:
     """The control plane: every route, its policy declared where it is made."""
     app = _app("loragate admin API")
+    jobs = JobRoutes(services.jobs, services.following, services.places)
     for room in (
         KeyRoutes(services.keys),
         AdapterRoutes(services.adapters, services.arrivals, services.canary_figures),
         FileRoutes(services.adapters),
         IntakeRoutes(services.arrivals),
         RenderRoutes(services.adapters),
-        JobRoutes(services.jobs, services.following, services.places),
+        jobs,
+        PreviewRoutes(services.previews, jobs.within_reach),
         UsageRoutes(services.usage),
         FeedbackRoutes(services.feedback),
         StatusRoutes(services.status, services.ready, services.metrics),

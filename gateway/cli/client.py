@@ -50,17 +50,17 @@ class Place:
 
 def find(environ: Mapping[str, str], data_dir: Path | None, url: str | None) -> Place:
     """The gateway that this command means: flags, then LORAGATE_ADMIN_URL and _KEY, then the data directory."""
-    home = _home(environ, data_dir)
-    where = url or environ.get("LORAGATE_ADMIN_URL") or _line(home / URL_FILE) or DEFAULT_URL
+    folder = home(environ, data_dir)
+    where = url or environ.get("LORAGATE_ADMIN_URL") or _line(folder / URL_FILE) or DEFAULT_URL
     if environ.get("LORAGATE_ADMIN_KEY"):
         return Place(where.rstrip("/"), environ["LORAGATE_ADMIN_KEY"].strip(), "LORAGATE_ADMIN_KEY")
-    file = home / "admin.key"
+    file = folder / "admin.key"
     return Place(where.rstrip("/"), _line(file), str(file))
 
 
 def find_public(environ: Mapping[str, str], data_dir: Path | None) -> str | None:
     """The public address of this machine's gateway, as it says itself, or as LORAGATE_URL does; None for unknown."""
-    return environ.get("LORAGATE_URL") or _line(_home(environ, data_dir) / PUBLIC_URL_FILE)
+    return environ.get("LORAGATE_URL") or _line(home(environ, data_dir) / PUBLIC_URL_FILE)
 
 
 class Streamed(Protocol):
@@ -235,7 +235,7 @@ def _line(path: Path) -> str | None:
         raise Refused(f"Cannot read {path}: {getattr(error, 'strerror', None) or 'it is not text'}.") from None
 
 
-def _home(environ: Mapping[str, str], flag: Path | None) -> Path:
+def home(environ: Mapping[str, str], flag: Path | None) -> Path:
     """The same rule as gateway.settings.data_dir, without importing pydantic."""
     if flag is not None:
         return flag.absolute()

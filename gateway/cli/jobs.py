@@ -1,4 +1,4 @@
-"""`loragate jobs …`: list, show, watch, cancel, pause, resume, prioritise; events and the trainer's log."""
+"""`loragate jobs …`: list, show, watch, cancel, pause, resume, prioritise, chat; events and the trainer's log."""
 
 from __future__ import annotations
 
@@ -102,6 +102,29 @@ def events(gateway: Session, job_id: str, after: int, limit: int) -> None:
     """What happened to a job, the oldest first."""
     answer = gateway.call("GET", f"{PATH}/{segment(job_id)}/events", query={"after": after, "limit": limit})
     gateway.show(answer, _told)
+
+
+@jobs.command(epilog='Example: loragate jobs chat ftjob-2Xc4yVq9LmPz7RkD1nWbT8sH --say "Where is my parcel?"')
+@click.argument("job_id", metavar="ID")
+@click.option("--step", type=click.IntRange(1), help="Of the checkpoint.  [default: the newest whole one]")
+@click.option("--say", help="Ask this, and print the answer.")
+@click.option("--end", is_flag=True, help="None of its checkpoints can be asked any more; the job goes on.")
+@click.option("--url", help="The gateway's public port; else LORAGATE_URL, else this machine's.")
+@session
+def chat(gateway: Session, job_id: str, step: int | None, say: str | None, end: bool, url: str | None) -> None:
+    """Ask a checkpoint of a job that runs or is paused.
+
+    It becomes a model of its own until the job ends, which no application meets by itself: its name is printed, and a
+    command that asks it. The run is not disturbed.
+    """
+    from gateway.cli.chatting import chatted, ended
+
+    if not end:
+        chatted(gateway, job_id, step, say, url)
+        return
+    if step is not None or say is not None:
+        raise click.UsageError("--end goes without --step and --say.")
+    ended(gateway, job_id)
 
 
 @jobs.command(epilog="Example: loragate jobs log ftjob-2Xc4yVq9LmPz7RkD1nWbT8sH --bytes 100000")

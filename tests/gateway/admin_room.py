@@ -30,6 +30,7 @@ from gateway.usage import UsageRecorder, UsageService
 from tests import databases
 from training.feedback import FeedbackService
 from training.places import Places
+from training.previews import Previews
 from training.service import JobService
 
 
@@ -110,9 +111,10 @@ def services(
     jobs: JobService,
     following: Following,
 ) -> AdminServices:
+    adapters = adapter_service(db, home)
     return AdminServices(
         keys=keys,
-        adapters=adapter_service(db, home),
+        adapters=adapters,
         arrivals=arrivals,
         canary_figures=lambda name, canary: Trial(canary.version, 0.0).figures(canary.rules),
         usage=UsageService(db, recorder),
@@ -120,6 +122,7 @@ def services(
         jobs=jobs,
         following=following,
         places=Places(home),
+        previews=Previews(db, adapters, Places(home), clock=time.time),
         live_keys=lambda: live,
         status=status,
         ready=ready,

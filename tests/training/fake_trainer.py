@@ -2,7 +2,8 @@
 
 Like the real one it stops after a step on SIGABRT with exit code 0, goes on from the highest checkpoint without
 looking, appends to its log, and refuses a broken checkpoint. Its "weights" are a chain of hashes: the same number of
-steps gives the same bytes, however often it was interrupted. Only the standard library: it starts in 30 ms.
+steps gives the same bytes, however often it was interrupted; with `lora` they are an adapter that engines take. Only
+the standard library: it starts in 30 ms.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -153,10 +155,14 @@ class Fake:
 
     def _save(self, folder: Path, *, final: bool) -> None:
         folder.mkdir(exist_ok=True)
-        header = {"w": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}
+        header, data = {"w": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}, self.weights
+        config: dict[str, Any] = {"r": 8, "peft_type": "LORA"}
+        if self.given.get("lora"):
+            header, data, config = _lora(self.weights)
         raw = json.dumps(header).encode()
-        (folder / "adapter_model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + self.weights)
-        (folder / "adapter_config.json").write_text(json.dumps({"r": 8, "peft_type": "LORA"}))
+        raw += b" " * (-len(raw) % 8)
+        (folder / "adapter_model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + data)
+        (folder / "adapter_config.json").write_text(json.dumps(config))
         if not final:
             for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
                 with zipfile.ZipFile(folder / name, "w") as archive:
@@ -183,6 +189,17 @@ class Fake:
         line |= {"remaining_time": _clock(left), "throughput": 100.0, "total_tokens": 64 * self.step}
         with (self.out / "trainer_log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _lora(weights: bytes) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
+    """Header, data and config of an adapter that the intake takes, its numbers made of `weights`."""
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    header: dict[str, Any] = {}
+    for at, (part, shape) in enumerate((("lora_A", [4, 8]), ("lora_B", [8, 4]))):
+        offsets = [128 * at, 128 * (at + 1)]
+        header[f"{module}.{part}.weight"] = {"dtype": "F32", "shape": shape, "data_offsets": offsets}
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    return header, struct.pack("<64f", *((weights[n % 32] + 1) / 64 for n in range(64))), config
 
 
 def _clock(seconds: float) -> str:
