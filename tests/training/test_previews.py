@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -20,7 +22,7 @@ from tests.fake_vllm import FakeVLLM
 from tests.gateway.running import Running, running
 from tests.gateway.tiny_lora import tiny_lora
 from tests.training.fake_trainer import Fake
-from tests.training.shop import Shop
+from tests.training.shop import ROOT, Shop
 from training import previews as module
 from training import store_jobs as store
 from training.errors import NotServable
@@ -322,3 +324,44 @@ def test_copies_are_whole_while_a_trainer_writes_and_deletes(tmp_path: Path) -> 
         over.set()
         trainer.join()
     assert copied
+
+
+async def loragate(world: World, *argv: str) -> tuple[int, str, str]:
+    """The command, as a process that finds the gateway by its data directory."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("LORAGATE")}
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", *argv, "--data-dir", str(world.gateway.data_dir)),
+        cwd=ROOT,
+        env=env,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await child.communicate()
+    return child.returncode or 0, out.decode(), err.decode()
+
+
+async def test_the_command_prints_how_to_ask_asks_and_ends(world: World) -> None:
+    job = await world.job(settled={"chat_template_kwargs": {"enable_thinking": False}})
+    code, out, err = await loragate(world, "jobs", "chat", job.id)
+    assert code == 0, err
+    made = (await world.previews.list(job.id))[0]
+    assert f"Step 5 of {job.id} answers as {made.model}\n" in out
+    if shutil.which("curl"):
+        shell = {**os.environ, "LORAGATE_KEY": await world.gateway.key()}
+        line = out[out.index("curl") :].rstrip() + " -s"
+        asking = await asyncio.create_subprocess_shell(line, env=shell, stdout=asyncio.subprocess.PIPE)
+        answer = json.loads((await asking.communicate())[0])
+        assert answer["model"] == made.model
+        asked = json.loads(next(seen for seen in reversed(world.engine.requests) if "chat" in seen.path).body)
+        assert asked["chat_template_kwargs"] == {"enable_thinking": False}
+    code, out, err = await loragate(world, "jobs", "chat", job.id, "--step", "5", "--say", "Where is my parcel?")
+    assert (code, bool(out.strip()), err) == (0, True, f"Step 5 of {job.id}, {made.model}:\n")
+    code, out, _ = await loragate(world, "jobs", "chat", job.id, "--say", "hello", "--json")
+    document = json.loads(out)
+    assert (document["preview"]["step"], document["answer"]["model"]) == (5, made.model)
+    code, out, _ = await loragate(world, "jobs", "chat", job.id, "--end", "--step", "5")
+    assert code == 2
+    code, out, _ = await loragate(world, "jobs", "chat", job.id, "--end")
+    assert (code, out) == (0, f"{made.model} answers no more.\n")
+    code, out, err = await loragate(world, "jobs", "chat", "ftjob-none")
+    assert (code, out, "There is no job ftjob-none" in err) == (1, "", True)
