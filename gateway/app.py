@@ -41,6 +41,7 @@ from gateway.openai.feedback import FeedbackRoutes
 from gateway.openai.files import STREAMED, FileRoutes
 from gateway.openai.fine_tuning import FineTuningRoutes
 from gateway.openai.models import Failing, ModelRoutes
+from gateway.pausing import LocalEngine, Pauses
 from gateway.public import create_public
 from gateway.refresh import Refresher
 from gateway.settings import Settings
@@ -96,7 +97,11 @@ class _Training:
 
 @asynccontextmanager
 async def open_gateway(
-    settings: Settings, *, engine_states: EngineStates | None = None, resolve: Resolve = getaddrinfo
+    settings: Settings,
+    *,
+    engine_states: EngineStates | None = None,
+    local_engine: LocalEngine | None = None,
+    resolve: Resolve = getaddrinfo,
 ) -> AsyncIterator[Gateway]:
     """Everything one gateway consists of, running. ServiceError says why it cannot start."""
     loop = asyncio.get_running_loop()
@@ -161,10 +166,24 @@ async def open_gateway(
         usage = UsageService(db, recorder)
         arrivals = Arrivals(settings.adapter_store, clock=wall)
         stack.push_async_callback(arrivals.close)
+        pauses = await stack.enter_async_context(_open_pauses(local_engine, proxy, clock))
         models = ModelRoutes(proxy, adapters, Failing(lambda: reconciler.residency))
         training = await _open_training(settings, db, metrics, adapters, stack)
         yield _behind_doors(
-            settings, proxy, health, status, keys, adapters, arrivals, canaries, usage, demand, models, training, wall
+            settings,
+            proxy,
+            health,
+            status,
+            keys,
+            adapters,
+            arrivals,
+            canaries,
+            usage,
+            demand,
+            models,
+            training,
+            pauses,
+            wall,
         )
 
 
@@ -181,6 +200,7 @@ def _behind_doors(
     demand: Demand,
     models: ModelRoutes,
     training: _Training,
+    pauses: Pauses,
     wall: Callable[[], float],
 ) -> Gateway:
     following = Following(training.jobs, lambda: health.draining)
@@ -205,6 +225,7 @@ def _behind_doors(
         following=following,
         places=training.places,
         previews=training.previews,
+        pauses=pauses,
         feedback=training.feedback,
         live_keys=lambda: proxy.snapshot.keys,
         status=status.document,
@@ -292,6 +313,13 @@ def _open_adapters(
     )
     stack.push_async_callback(adapters.close)
     return adapters
+
+
+def _open_pauses(engine: LocalEngine | None, proxy: Proxy, clock: Callable[[], float]) -> Pauses:
+    def refuse(why: str) -> None:
+        proxy.paused = why
+
+    return Pauses(engine, clock, refuse=refuse, in_flight=lambda: proxy.admission.in_flight)
 
 
 def _open_admission(settings: Settings, loop: asyncio.AbstractEventLoop) -> Admission:

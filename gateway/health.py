@@ -60,7 +60,9 @@ class Health:
         trouble = self._registry_trouble()
         if trouble is not None:
             reasons.append(trouble)
-        if not fleet.replicas:
+        if self._proxy.paused:
+            reasons.append(self._proxy.paused)
+        elif not fleet.replicas:
             reasons += self._unfound() or ["no engine is configured; start with --engine URL"]
         elif not fleet.any_ready():
             reasons += [f"engine {r.url} is {r.state.value}: {self._why_not(r)}" for r in fleet.replicas]

@@ -26,6 +26,7 @@ from gateway import heap, logs
 from gateway.app import Gateway, open_gateway
 from gateway.discovery import Resolve, getaddrinfo
 from gateway.errors import ShuttingDown
+from gateway.pausing import LocalEngine
 from gateway.protocol import Connection
 from gateway.settings import Settings
 
@@ -104,6 +105,7 @@ async def serve(
     settings: Settings,
     *,
     engine_states: Callable[[], list[dict[str, Any]]] | None = None,
+    local_engine: LocalEngine | None = None,
     resolve: Resolve = getaddrinfo,
     on_started: OnStarted | None = None,
     stop: asyncio.Event | None = None,
@@ -111,6 +113,7 @@ async def serve(
     """Serve until SIGTERM or SIGINT (or `stop`), then drain; a second signal ends the drain. ListenError, ServiceError.
 
     engine_states: what supervises engines on this machine says about them, for the status.
+    local_engine: what supervises them, where a training run may have them stopped.
     resolve: how the names of engines are looked up.
     on_started: awaited once both ports accept.
     """
@@ -119,7 +122,9 @@ async def serve(
     stop = stop or asyncio.Event()
     hurry = asyncio.Event()
     with _listeners(settings) as sockets, _signals(stop, hurry):
-        async with open_gateway(settings, engine_states=engine_states, resolve=resolve) as gateway:
+        async with open_gateway(
+            settings, engine_states=engine_states, local_engine=local_engine, resolve=resolve
+        ) as gateway:
             servers = _servers(gateway, sockets)
             running = [asyncio.create_task(server.serve(sockets=[sock])) for server, sock in servers]
             sweep = asyncio.create_task(_sweep(gateway, servers[0][0]))

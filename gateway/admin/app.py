@@ -18,6 +18,7 @@ from gateway.admin import problems
 from gateway.admin.adapters import AdapterRoutes
 from gateway.admin.docs import DocRoutes
 from gateway.admin.edge import Edge
+from gateway.admin.engine import EngineRoutes
 from gateway.admin.feedback import FeedbackRoutes
 from gateway.admin.files import FileRoutes
 from gateway.admin.guard import Guard
@@ -30,6 +31,7 @@ from gateway.admin.uploads import IntakeRoutes, Uploads, is_upload
 from gateway.admin.usage import UsageRoutes
 from gateway.following import Following
 from gateway.keys import Key, KeyService, verify
+from gateway.pausing import Pauses
 from gateway.usage import UsageService
 from training.feedback import FeedbackService
 from training.places import Places
@@ -56,6 +58,7 @@ class AdminServices:
     following: Following
     places: Places
     previews: Previews
+    pauses: Pauses
     feedback: FeedbackService
     live_keys: Callable[[], Mapping[str, Key]] = field(repr=False)
     status: Callable[[], dict[str, Any]]
@@ -77,6 +80,7 @@ def create_admin(services: AdminServices) -> FastAPI:
         RenderRoutes(services.adapters),
         jobs,
         PreviewRoutes(services.previews, jobs.within_reach),
+        EngineRoutes(services.pauses),
         UsageRoutes(services.usage),
         FeedbackRoutes(services.feedback),
         StatusRoutes(services.status, services.ready, services.metrics),

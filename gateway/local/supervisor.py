@@ -1,6 +1,7 @@
 """Keeps one engine process alive: started, watched until ready, restarted with back-off, ended with its whole tree.
 
-Knows a process that answers /health and /v1/models; must not know how its command line came about, nor adapters.
+Held, it runs none until it is released. Knows a process that answers /health and /v1/models; must not know how its
+command line came about, nor adapters.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class State(StrEnum):
     READY = "ready"
     RESTARTING = "restarting"
     FAILED = "failed"
+    PAUSED = "paused"
     STOPPED = "stopped"
 
 
@@ -71,6 +73,10 @@ class Supervisor:
         self._since_byte = 0
         self._ever_ready = False
         self._settled = asyncio.Event()  # ready or failed
+        self._held = ""  # why no engine is to run
+        self._hold = asyncio.Event()
+        self._release = asyncio.Event()
+        self._over = False
         self.last_end = ""  # how the engine ended last, for a person
         self.status = Status(State.STARTING, "not started yet", clock())
 
@@ -99,12 +105,32 @@ class Supervisor:
         if self.status.state is State.FAILED:
             raise EngineRefused(self.status.reason)
 
+    def hold(self, reason: str) -> None:
+        """From now on no engine runs, until `release`."""
+        self._held = reason
+        self._release.clear()
+        self._hold.set()
+
+    async def held(self) -> None:
+        """Return once nothing of the engine runs, or it was released meanwhile."""
+        while self._held and not self._over and self.status.state is not State.PAUSED:  # noqa: ASYNC110  # two events
+            await asyncio.sleep(self._pace.poll_s)
+
+    def release(self) -> None:
+        """The engine is started again, and is ready when it is."""
+        self._held = ""
+        self._hold.clear()
+        self._release.set()
+
     async def run(self) -> None:
         """Until cancelled, or until the engine refuses to start (then the state is `failed`, with the reason)."""
         failures = 0
         try:
             while True:
+                await self._until_released()
                 ready_s, code = await self._once()
+                if code is None:
+                    continue
                 if not self._ever_ready and (verdict := self._refusal(failures + 1, code)):
                     self._set(State.FAILED, verdict)
                     return
@@ -112,12 +138,14 @@ class Supervisor:
                 pause = self._pace.backoff_s[min(failures, len(self._pace.backoff_s)) - 1] if failures else 0.0
                 self.last_end = _ended(code)
                 self._set(State.RESTARTING, f"{self.last_end}; started again in {pause:.0f} s", restarted=True)
-                await asyncio.sleep(pause)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._hold.wait(), pause)
         except OSError as exc:
             self._set(State.FAILED, f"The engine cannot be started: {exc.strerror or exc}: {self._launch.argv[0]}.")
         finally:
             if self.status.state is not State.FAILED:
                 self._set(State.STOPPED, "stopped by loragate")
+            self._over = True
             self._settled.set()
 
     def kill(self) -> None:
@@ -125,8 +153,13 @@ class Supervisor:
         if self.status.pid is not None:
             kill_tree(self.status.pid)
 
-    async def _once(self) -> tuple[float, int]:
-        """One life of the engine: seconds that it was ready, and its exit code."""
+    async def _until_released(self) -> None:
+        while self._held:
+            self._set(State.PAUSED, self._held)
+            await self._release.wait()
+
+    async def _once(self) -> tuple[float, int | None]:
+        """One life of the engine: seconds that it was ready, and its exit code; None: ended by us, to be held."""
         self._log.cap()
         self._since_byte = self._log.size()
         child = await self._spawn()
@@ -134,19 +167,21 @@ class Supervisor:
         try:
             probe = asyncio.create_task(self._until_ready())
             exit_ = asyncio.create_task(child.wait())
+            hold = asyncio.create_task(self._hold.wait())
             try:
-                await asyncio.wait((probe, exit_), return_when=asyncio.FIRST_COMPLETED)
-                if not exit_.done():
+                await asyncio.wait((probe, exit_, hold), return_when=asyncio.FIRST_COMPLETED)
+                if probe.done():
                     probe.result()
                     became_ready = self._clock()
                     self._ever_ready = True
                     self._set(State.READY, "", pid=child.pid)
                     self._settled.set()
-                code = await exit_
+                    await asyncio.wait((exit_, hold), return_when=asyncio.FIRST_COMPLETED)
+                code = exit_.result() if exit_.done() else None
             finally:
-                for task in (probe, exit_):
+                for task in (probe, exit_, hold):
                     task.cancel()
-                await asyncio.gather(probe, exit_, return_exceptions=True)
+                await asyncio.gather(probe, exit_, hold, return_exceptions=True)
             return (0.0 if became_ready is None else self._clock() - became_ready), code
         finally:  # also when the leader died by itself: its workers may live on
             await self._end(child)

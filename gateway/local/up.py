@@ -39,6 +39,7 @@ class Serve(Protocol):
         settings: Settings,
         *,
         engine_states: Callable[[], list[dict[str, Any]]] | None = None,
+        local_engine: Supervisor | None = None,
         on_started: Callable[[Any], Awaitable[None]] | None = None,
         stop: asyncio.Event | None = None,
     ) -> Awaitable[None]: ...
@@ -100,6 +101,7 @@ async def _run(made: Plan, places: Places, around: Surroundings) -> None:
             around.serve(
                 made.settings,
                 engine_states=supervisor.states if supervisor else None,
+                local_engine=supervisor,
                 on_started=on_started,
                 stop=stop,
             )
@@ -204,6 +206,9 @@ async def _tell_restarts(supervisor: Supervisor, display: Display) -> None:
         if status.restarts != told:
             told, back = status.restarts, False
             display.say(f"vLLM {supervisor.last_end} and is started again. Its log says more.")
+        elif back and status.state is State.PAUSED:
+            back = False
+            display.say(f"vLLM was ended: {status.reason}.")
         elif not back and status.state is State.READY:
             back = True
             display.say("vLLM is ready again.")
@@ -231,7 +236,8 @@ async def _until_engine(supervisor: Supervisor, places: Places, around: Surround
         while not ready.done():
             left = expected - (around.clock() - began) if expected else None
             status = supervisor.status
-            far = status.reason if status.state is State.RESTARTING else supervisor.stage() or "loading its libraries"
+            waits = status.state in (State.RESTARTING, State.PAUSED)
+            far = status.reason if waits else supervisor.stage() or "loading its libraries"
             around.display.show("Starting vLLM", far, left)
             await asyncio.wait((ready,), timeout=WATCH_S)
         ready.result()

@@ -33,6 +33,7 @@ log = logging.getLogger("loragate.proxy")
 BYTES_PER_TOKEN = 3  # a reservation's guess; English text has about 4, Chinese about 3
 DEFAULT_ANSWER_TOKENS = 1024  # reserved where the caller names no max_tokens
 HOLD_BYTES = 1024 * 1024  # a whole answer up to here is held, so that a broken one becomes a 502
+PAUSED_S = 60  # as far as official clients wait
 LOST_MAX = 3  # replicas in a row that do not know what they should have: after restarts, in a fleet
 
 TRY_ELSEWHERE = frozenset(
@@ -93,6 +94,7 @@ class Proxy:
         self.fresh_until = float("inf")  # the clock's seconds: later than that one asks `catch_up` first
         self.catch_up: Callable[[], Awaitable[None]] | None = None
         self.draining = False
+        self.paused = ""  # why no engine is to be asked
         self.observe: Observe | None = None  # told of every request that took part in a canary
         self._record_usage = record_usage
         self._ensure_loaded = ensure_loaded
@@ -136,6 +138,8 @@ class Proxy:
             raise ShuttingDown("This gateway is shutting down. Send the request again.", retry_after_s=1)
         snapshot, wall = self.snapshot, self.wall()
         key = work.key = self.auth.authenticate(x.headers, snapshot.keys, wall)
+        if self.paused:
+            raise ModelLoading(f"No model answers now: {self.paused}. Try again later.", retry_after_s=PAUSED_S)
         body = wire.parse(x.body, self.caps.depth)
         checked = fields.check(x.dialect.fields, body, self.caps)
         target = resolve(snapshot, key, checked.model)

@@ -26,6 +26,7 @@ from gateway.admin.app import AdminServices, create_admin
 from gateway.canary import Trial
 from gateway.following import Following
 from gateway.keys import Grant, Issued, Key, KeyService
+from gateway.pausing import Pauses
 from gateway.usage import UsageRecorder, UsageService
 from tests import databases
 from training.feedback import FeedbackService
@@ -123,6 +124,7 @@ def services(
         following=following,
         places=Places(home),
         previews=Previews(db, adapters, Places(home), clock=time.time),
+        pauses=Pauses(None, time.monotonic, refuse=lambda why: None, in_flight=lambda: 0),
         live_keys=lambda: live,
         status=status,
         ready=ready,

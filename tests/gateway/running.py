@@ -99,11 +99,12 @@ async def running(
     *,
     ready: bool = True,
     resolve: Resolve = getaddrinfo,
+    local_engine: Any = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
     """A gateway over `engines`; settings: sections as in configs/gateway.yaml. Drained at the end.
 
-    resolve: how the names of engines are looked up.
+    resolve: how the names of engines are looked up. local_engine: a Supervisor, whose engine it may have stopped.
 
     A new SQLite file comes with its tables: to make them takes as long as the rest of the start.
     """
@@ -125,7 +126,17 @@ async def running(
     async def on_started(started: Started) -> None:
         up.set_result(started)
 
-    serving = asyncio.create_task(serve(load({}, flags=flags), resolve=resolve, on_started=on_started, stop=stop))
+    states = local_engine.states if local_engine is not None else None
+    serving = asyncio.create_task(
+        serve(
+            load({}, flags=flags),
+            engine_states=states,
+            local_engine=local_engine,
+            resolve=resolve,
+            on_started=on_started,
+            stop=stop,
+        )
+    )
     await asyncio.wait((serving, up), return_when=asyncio.FIRST_COMPLETED)
     if serving.done():
         serving.result()

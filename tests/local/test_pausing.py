@@ -1,0 +1,185 @@
+"""The engine of this machine, stopped for a training run: a real child process, the real gateway before it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.local.places import Places
+from gateway.local.supervisor import State, Supervisor
+from gateway.pausing import REASON
+from tests.gateway.running import Running, running
+from tests.local.conftest import fake_launch, supervise, until
+from tests.local.test_supervisor import gone, stop
+
+PAUSE, RESUME = "/admin/v1/engine/pause", "/admin/v1/engine/resume"
+
+
+@dataclass
+class World:
+    gateway: Running
+    supervisor: Supervisor
+    admin: httpx.AsyncClient
+    caller: httpx.AsyncClient
+
+    @property
+    def pid(self) -> int:
+        pid = self.supervisor.status.pid
+        assert pid is not None
+        return pid
+
+    async def pause(self, job: str = "ftjob-one", seconds: float = 60.0) -> httpx.Response:
+        return await self.admin.post(PAUSE, json={"job": job, "seconds": seconds})
+
+    async def resume(self, job: str = "ftjob-one") -> httpx.Response:
+        return await self.admin.post(RESUME, json={"job": job})
+
+    async def asked(self, **more: Any) -> httpx.Response:
+        body = {"model": "demo-base", "messages": [{"role": "user", "content": "hello"}], **more}
+        return await self.caller.post("/v1/chat/completions", json=body)
+
+
+@pytest.fixture
+async def world(places: Places) -> AsyncIterator[World]:
+    launch = fake_launch(places)
+    supervisor = supervise(places, launch)
+    task = asyncio.create_task(supervisor.run())
+    engine = {"url": launch.url, "api_key": launch.api_key}
+    async with (
+        running(places.data, [launch.url], local_engine=supervisor, engines=[engine]) as gateway,
+        gateway.admin() as admin,
+        await gateway.http() as caller,
+    ):
+        yield World(gateway, supervisor, admin, caller)
+    await stop(task)
+
+
+async def test_it_ends_callers_are_told_and_it_comes_back(world: World) -> None:
+    assert (await world.asked()).status_code == 200
+    first = world.pid
+    paused = await world.pause()
+    assert (paused.status_code, paused.json()) == (200, {"paused": True, "jobs": ["ftjob-one"]})
+    assert gone(first)
+    assert world.supervisor.status.state is State.PAUSED
+    refused = await world.asked()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_loading")
+    assert refused.headers["retry-after"] == "60"
+    assert REASON in refused.json()["error"]["message"]
+    assert "ftjob" not in refused.text
+    ready = await world.admin.get("/readyz")
+    assert (ready.status_code, ready.json()["reasons"]) == (503, [REASON])
+    assert (await world.caller.get("/v1/models")).json()["data"][0]["id"] == "demo-base"
+    nobody = httpx.AsyncClient(base_url=world.gateway.url, trust_env=False)
+    async with nobody:
+        assert (await nobody.post("/v1/chat/completions", json={})).status_code == 401
+    assert (await world.resume()).json() == {"paused": False, "jobs": []}
+    await world.gateway.until_ready()
+    assert (await world.asked()).status_code == 200
+    assert world.pid != first
+    assert world.supervisor.status.restarts == 0  # nobody counts it as a fault
+
+
+async def test_who_is_not_heard_of_any_more_holds_it_no_longer(world: World) -> None:
+    await world.pause(seconds=60)
+    await world.pause(seconds=1)
+    await world.gateway.until_ready()
+    assert (await world.asked()).status_code == 200
+    assert (await world.resume()).json()["paused"] is False
+
+
+async def test_it_stays_away_until_the_last_run_has_ended(world: World) -> None:
+    await asyncio.gather(world.pause("ftjob-one"), world.pause("ftjob-two"), world.pause("ftjob-two"))
+    assert (await world.resume("ftjob-one")).json() == {"paused": True, "jobs": ["ftjob-two"]}
+    assert (await world.resume("ftjob-none")).json()["paused"] is True
+    assert world.supervisor.status.state is State.PAUSED
+    await world.resume("ftjob-two")
+    await world.gateway.until_ready()
+
+
+async def test_answers_on_their_way_come_to_their_end_first(world: World) -> None:
+    stream = {"stream": True, "max_tokens": 400, "model": "demo-base"}
+    body = {**stream, "messages": [{"role": "user", "content": "long"}]}
+    first = world.pid
+    proxy = world.gateway.started.gateway.proxy
+    proxy.admission.in_flight += 1  # one that does not end before we say so
+    async with world.caller.stream("POST", "/v1/chat/completions", json=body) as answer:
+        lines = answer.aiter_lines()
+        await anext(lines)
+        pausing = asyncio.create_task(world.pause())
+        await until(lambda: bool(proxy.paused))
+        assert (await world.asked()).status_code == 503
+        assert not gone(first)
+        assert [line async for line in lines if line][-1] == "data: [DONE]"
+    assert not pausing.done()
+    proxy.admission.in_flight -= 1
+    assert (await pausing).status_code == 200
+    assert gone(first)
+
+
+async def test_resumed_before_it_had_ended(world: World) -> None:
+    proxy = world.gateway.started.gateway.proxy
+    proxy.admission.in_flight += 1
+    pausing = asyncio.create_task(world.pause())
+    await until(lambda: bool(proxy.paused))
+    first = world.pid
+    await world.resume()
+    assert (await pausing).status_code == 503
+    again = asyncio.create_task(world.pause())
+    await until(lambda: bool(proxy.paused))
+    proxy.admission.in_flight -= 1
+    assert (await again).status_code == 200
+    assert gone(first)
+    await world.resume()
+    await world.gateway.until_ready()
+
+
+async def test_who_may_not(world: World) -> None:
+    some = await world.gateway.key("some", scopes=frozenset({"admin"}), models=frozenset({"mine"}))
+    for key in (some, await world.gateway.key()):
+        headers = {"authorization": f"Bearer {key}"}
+        for path, body in ((PAUSE, {"job": "ftjob-one", "seconds": 5}), (RESUME, {"job": "ftjob-one"})):
+            assert (await world.admin.post(path, json=body, headers=headers)).status_code == 403
+    assert (await world.admin.post(PAUSE, json={"job": "ftjob-one", "seconds": 1e9})).status_code == 400
+    assert world.supervisor.status.state is State.READY
+
+
+async def test_a_gateway_that_started_no_engine_can_stop_none(places: Places) -> None:
+    async with running(places.data, []) as gateway, gateway.admin() as admin:
+        refused = await admin.post(PAUSE, json={"job": "ftjob-one", "seconds": 5})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict")
+        assert "`loragate up`" in refused.json()["error"]["message"]
+        assert (await admin.post(RESUME, json={"job": "ftjob-one"})).json()["paused"] is False
+
+
+async def test_held_while_it_waits_to_be_started_again(places: Places) -> None:
+    supervisor = supervise(places, fake_launch(places, "--crash-after", "0.05"))
+    task = asyncio.create_task(supervisor.run())
+    await until(lambda: supervisor.status.state is State.RESTARTING)
+    supervisor.hold("for a test")
+    await supervisor.held()
+    assert (supervisor.status.state, supervisor.states()[0]["reason"]) == (State.PAUSED, "for a test")
+    assert not places.engine_pid.exists()
+    supervisor.release()
+    await until(lambda: supervisor.status.state is State.READY)
+    await stop(task)
+    supervisor.hold("when all is over")
+    await supervisor.held()
+
+
+async def test_held_before_it_was_ever_ready_is_no_refusal(places: Places) -> None:
+    supervisor = supervise(places, fake_launch(places, "--start-delay", "600"))
+    task = asyncio.create_task(supervisor.run())
+    await until(lambda: supervisor.status.pid is not None)
+    pid = supervisor.status.pid
+    supervisor.hold("for a test")
+    await supervisor.held()
+    assert pid is not None
+    assert gone(pid)
+    assert supervisor.states()[0]["state"] == "paused"
+    await stop(task)
+    assert supervisor.states()[0]["state"] == "stopped"
