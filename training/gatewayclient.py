@@ -31,6 +31,7 @@ FLEETING = frozenset({502, 504})  # an engine failed: once more may meet another
 DROPPED = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)  # it was there a moment ago
 REPEATS = 2
 ANSWER_TIMEOUT_S = 300.0
+PAUSE_TIMEOUT_S = 120.0  # answers on their way come to their end first
 LOAD_TIMEOUT_S = 1800.0  # checking, copying and loading gigabytes of weights into several engines
 ANY_RANK = 512  # the gateway judges what its engine can take; here only the content's name is wanted
 OWN_KEY, OWN_KEY_S = "training", 86_400  # the name and life of the key that it makes where the admin's opens no /v1
@@ -157,6 +158,14 @@ class Gateway:
     async def canary(self, name: str, version: str, percent: float, why: str = "") -> dict[str, Any]:
         """Let `version` answer a share of the callers."""
         return await self._change(name, "canary", {"version": version, "percent": percent, "why": why})
+
+    async def pause_engine(self, job: str, seconds: float) -> None:
+        """Have the engine of the gateway's machine stopped for a run: for so long, unless it is said again."""
+        await self._ask_admin("POST", "/admin/v1/engine/pause", {"job": job, "seconds": seconds}, PAUSE_TIMEOUT_S)
+
+    async def resume_engine(self, job: str) -> None:
+        """The run needs its memory no longer."""
+        await self._ask_admin("POST", "/admin/v1/engine/resume", {"job": job})
 
     # what is asked
 

@@ -83,6 +83,19 @@ class Pipeline:
             steps=settled.steps,
         )
 
+    async def borrow(self, job: Job, seconds: float) -> bool:
+        """The engine of the gateway's machine, stopped where the recipe says `pause_engine`."""
+        if not parse(job.recipe).pause_engine:
+            return False
+        async with open_gateway(self._around.address()) as gateway:
+            await gateway.pause_engine(job.id, seconds)
+        return True
+
+    async def give_back(self, job: Job) -> None:
+        """The engine starts again."""
+        async with open_gateway(self._around.address()) as gateway:
+            await gateway.resume_engine(job.id)
+
     async def finish(self, job: Job, folder: Path, tell: Tell, phase: SetPhase) -> Finished:
         """The adapter registered, evaluated, put live."""
         settled, recipe = Settled.from_document(job.settled or {}), parse(job.recipe)
@@ -96,6 +109,8 @@ class Pipeline:
         if recipe.then == "keep":
             return concluding.kept(run)
         async with open_gateway(self._around.address()) as gateway:
+            if recipe.pause_engine and not (await gateway.status())["ready"]:
+                raise GatewayAway("The engine that was stopped for the training is not ready again yet.")
             more = await self._around.after_training(job, folder, gateway, tell)
             finished = await concluding.conclude(run, gateway, tell, phase)
         return Finished(finished.outcome, {**finished.result, **more})

@@ -167,6 +167,7 @@ class Recipe(Section):
     report_to: Annotated[tuple[str, ...], PlainValidator(texts("a list of " + ", ".join(TRACKERS), TRACKERS))] = ()
     gpus: Annotated[int, PlainValidator(number(1, 64, whole=True))] = 1
     deepspeed: Annotated[str | None, PlainValidator(one_of((None, "zero2", "zero3")))] = None
+    pause_engine: Annotated[bool, PlainValidator(one_of((True, False)))] = False
 
     def document(self) -> dict[str, Any]:
         """As JSON: what a job keeps, and `parse` reads again."""

@@ -52,5 +52,14 @@ class Steps(Protocol):
     def launch(self, job: Job, folder: Path) -> Launch:
         """The run of a checked job; the same again to go on from its newest checkpoint. Unavailable: asked again."""
 
+    async def borrow(self, job: Job, seconds: float) -> bool:
+        """Have the engine beside stopped for so long, unless this is said again; False where the recipe does not agree.
+
+        Unavailable; any other ServiceError where it cannot be stopped.
+        """
+
+    async def give_back(self, job: Job) -> None:
+        """The engine may start again. ServiceError."""
+
     async def finish(self, job: Job, folder: Path, tell: Tell, phase: Callable[[Phase], Awaitable[None]]) -> Finished:
         """A whole run became an adapter: register, evaluate, put live. May be begun again after a crash."""

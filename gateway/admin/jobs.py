@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from adapters.errors import InvalidRequest, NotFound, ServiceError
 from gateway.admin.access import Admin, admin, may_register, reaches
+from gateway.admin.engine import everything
 from gateway.admin.job_schemas import (
     CancelChosen,
     CheckpointView,
@@ -72,6 +73,8 @@ class JobRoutes:
         """A job from a recipe document (docs/recipes.md). Files are named by their id, or by a path on this machine."""
         recipe = parse(body.recipe)
         may_register(caller, recipe.name)
+        if recipe.pause_engine:
+            everything(caller)
         _check_paths(recipe)
         return view(await self._jobs.create(recipe.name, recipe.document(), priority=body.priority))
 

@@ -1,6 +1,7 @@
 """What a worker does for a job, with the fake trainer: `recipe["fake"]` is its settings, and a few of these steps' own.
 
-finish_waits, check_waits: a file that must be there first; away, launch_away: how often the gateway does not answer.
+finish_waits, check_waits: a file that must be there first; away, launch_away, borrow_away: how often the gateway does
+not answer; engine: a file that says whether the engine runs, which `borrow` takes away; unborrowable: why it cannot.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import InvalidRequest
+from adapters.errors import Conflict, InvalidRequest
 from training.errors import DataRejected, GatewayAway
 from training.steps import Finished, Launch, Tell
 from training.types import Job, Outcome, Phase
@@ -43,6 +44,22 @@ class FakeSteps:
         argv = (fake.get("program", sys.executable), "-I", str(TRAINER), str(settings))
         env = {"PATH": os.defpath, "PYTHONUTF8": "1"}
         return Launch(argv, env, folder, folder / "run.log", folder / "out", fake.get("planned"))
+
+    async def borrow(self, job: Job, seconds: float) -> bool:
+        fake = job.recipe["fake"]
+        if "engine" not in fake:
+            return False
+        engine = Path(fake["engine"])
+        begun = await asyncio.to_thread(_begun, engine.with_name("borrow-tries"))
+        if begun <= fake.get("borrow_away", 0):
+            raise GatewayAway("The gateway does not answer.")
+        if "unborrowable" in fake:
+            raise Conflict(fake["unborrowable"])
+        await asyncio.to_thread(engine.unlink, missing_ok=True)
+        return True
+
+    async def give_back(self, job: Job) -> None:
+        await asyncio.to_thread(Path(job.recipe["fake"]["engine"]).write_text, "runs")
 
     async def finish(self, job: Job, folder: Path, tell: Tell, phase: Callable[[Phase], Awaitable[None]]) -> Finished:
         fake = job.recipe["fake"]

@@ -46,10 +46,13 @@ class Shop:
         self.jobs = JobService(self.db, clock=time.time, random_bytes=os.urandom)
         self.grace = grace
         self.pace = PACE
+        self.lease_s = 60.0
 
     def worker(self, devices: Sequence[str] = ("",)) -> Worker:
         record = Record(self.db, identity(self.places, os.urandom), time.time)
-        shop = Workshop(record, FakeSteps(), self.places, self.pace, self.grace, away_s=0.02, again_s=0.02)
+        shop = Workshop(
+            record, FakeSteps(), self.places, self.pace, self.grace, away_s=0.02, again_s=0.02, lease_s=self.lease_s
+        )
         return Worker(shop, devices, rhythm=RHYTHM)
 
     async def add(self, priority: int = 0, **fake: Any) -> Job:

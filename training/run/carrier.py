@@ -23,6 +23,7 @@ from training.run.diagnosis import Diagnosis, diagnose, read_tail
 from training.run.judgement import ADAPTER, Output, judge
 from training.run.process import Attempt, Trainer
 from training.run.record import Record
+from training.run.room import LEASE_S, Room
 from training.run.stopping import Grace, stop, sweep
 from training.run.telling import Pace, Telling
 from training.steps import Finished, Launch, Steps
@@ -30,6 +31,7 @@ from training.types import Job, JobState, Outcome, Phase, Problem, Wish
 
 T = TypeVar("T")
 TRIES = 3  # starts of the trainer from one and the same step
+FREED = 5  # looks until what an engine held counts as free
 LONGEST_STEP_S = 600.0  # a trainer that was asked to stop finishes its step: so much longer is waited at most
 _log = logging.getLogger(__name__)
 
@@ -39,7 +41,8 @@ class Workshop:
     """What every job of one worker is carried with.
 
     away_s: until what is away (a gateway) is asked again; again_s: until a trainer that was killed is started again,
-    as what killed it may be about to end this worker too.
+    as what killed it may be about to end this worker too; lease_s: for how long an engine stays away from one word to
+    the next.
     """
 
     record: Record
@@ -49,6 +52,7 @@ class Workshop:
     grace: Grace = field(default_factory=Grace)
     away_s: float = 5.0
     again_s: float = 2.0
+    lease_s: float = LEASE_S
 
 
 class Wished(Exception):
@@ -75,6 +79,7 @@ class Carrier:
         self._last: Problem | None = None
         self._trained = False
         self._device = device
+        self._room = Room(workshop.steps, job, workshop.lease_s)
 
     @property
     def device(self) -> str | None:
@@ -119,7 +124,8 @@ class Carrier:
             return
         await self._record.started(self._job.id)
         if self._job.phase in (None, Phase.PREPARING, Phase.TRAINING):
-            await self._train()
+            async with self._room:
+                await self._train()
         self._trained = True
         await self._finish()
 
@@ -131,6 +137,8 @@ class Carrier:
             attempt = await asyncio.to_thread(process.read, self._folder)
             code = None
             if trainer is not None:
+                if trainer.attempt.alone:
+                    self._room.hold()
                 await self._tell("The trainer was found running, and is watched again")
                 code = await self._watch(trainer, launch)
             elif attempt is None or attempt.over:
@@ -157,7 +165,7 @@ class Carrier:
             raise
 
     async def _start(self, launch: Launch, before: Attempt | None) -> Trainer:
-        problem = await asyncio.to_thread(self._refusal)
+        problem = await self._refused()
         if problem is not None:
             raise TrainingFailed(problem)
         found, said = await asyncio.to_thread(newest_whole, launch.output, self._folder / "broken")
@@ -173,7 +181,7 @@ class Carrier:
         await asyncio.to_thread(clear_final, launch.output)
         try:
             trainer = await asyncio.to_thread(
-                process.spawn, launch, self._job.id, self._folder, self._device, step, tries
+                process.spawn, launch, self._job.id, self._folder, self._device, step, tries, self._room.taken
             )
         except OSError as exc:
             why = exc.strerror or str(exc)
@@ -376,6 +384,25 @@ class Carrier:
     def _left(self) -> bool:
         """Whether anything of a training is on disk."""
         return (self._output / ADAPTER).exists() or bool(present(self._output))
+
+    async def _refused(self) -> Problem | None:
+        """Why it must not start now. Where memory is short and the recipe agrees, the engine beside makes room."""
+        problem = await asyncio.to_thread(self._refusal)
+        if problem is None or problem.code not in guards.MEMORY:
+            return problem
+        try:
+            if not await self._patiently(self._room.take):
+                return problem
+        except ServiceError as exc:
+            await self._tell(f"The engine was not stopped: {exc.message}", level="warn")
+            return problem
+        await self._tell("The engine that serves was stopped, and starts again when the training has ended")
+        for _ in range(FREED):
+            problem = await asyncio.to_thread(self._refusal)
+            if problem is None:
+                break
+            await self._pause(self._shop.again_s)
+        return problem
 
     def _refusal(self) -> Problem | None:
         gpus = gpu.look() if self._device else ()

@@ -14,7 +14,12 @@ from training.run.gpu import CPU, Gpu, of
 from training.types import Problem
 
 LEAST_DISK_GB = 0.2  # where the plan says nothing: log, curve and one small checkpoint
+STOP = (
+    "Stop what else runs there, or choose smaller settings. For an engine that serves, `pause_engine: true` in the "
+    "recipe does that while the run trains."
+)
 MARGIN = 1.05
+MEMORY = frozenset({"gpu_memory", "memory"})  # codes of what an engine that stops may mend
 
 
 def refusal(folder: Path, settled: Mapping[str, Any], device: str, gpus: tuple[Gpu, ...]) -> Problem | None:
@@ -48,8 +53,7 @@ def _memory(settled: Mapping[str, Any], device: str, gpus: tuple[Gpu, ...]) -> P
         return Problem(
             "gpu_memory",
             f"This run needs about {need:.1f} GB of GPU memory, and GPU {device} has {gpu.free_gb:.1f} of "
-            f"{gpu.total_gb:.1f} GB free. Stop what else runs there (an engine that serves, for one), "
-            "or choose smaller settings.",
+            f"{gpu.total_gb:.1f} GB free. {STOP}",
             try_this=smaller(settled),
         )
     if device == CPU:
@@ -57,8 +61,7 @@ def _memory(settled: Mapping[str, Any], device: str, gpus: tuple[Gpu, ...]) -> P
         if need > free:
             return Problem(
                 "memory",
-                f"This run needs about {need:.1f} GB of memory, and {free:.1f} GB are free on this machine. "
-                "Stop what else runs here, or choose smaller settings.",
+                f"This run needs about {need:.1f} GB of memory, and {free:.1f} GB are free on this machine. {STOP}",
                 try_this=smaller(settled),
             )
     return None

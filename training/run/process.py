@@ -26,7 +26,8 @@ class Attempt:
     """One start of the trainer.
 
     device: its CUDA_VISIBLE_DEVICES; from_step: of the checkpoint that it went on from; tries: starts from that step,
-    this one included; log_from: bytes of the log that are older; stopping: we ended it; over: judged already.
+    this one included; log_from: bytes of the log that are older; stopping: we ended it; over: judged already; alone:
+    an engine was stopped for it.
     """
 
     pid: int
@@ -38,6 +39,7 @@ class Attempt:
     log_from: int = 0
     stopping: bool = False
     over: bool = False
+    alone: bool = False
 
 
 class Trainer:
@@ -67,7 +69,9 @@ class Trainer:
             self._child.returncode = 0  # else Popen complains that it was forgotten
 
 
-def spawn(launch: Launch, job_id: str, folder: Path, device: str, from_step: int, tries: int) -> Trainer:
+def spawn(
+    launch: Launch, job_id: str, folder: Path, device: str, from_step: int, tries: int, alone: bool = False
+) -> Trainer:
     """Start it, and write down which one it is. OSError where the program cannot be started."""
     environment = {
         "LLAMABOARD_ENABLED": "1",  # SIGABRT then means: stop after this step, and save
@@ -90,7 +94,7 @@ def spawn(launch: Launch, job_id: str, folder: Path, device: str, from_step: int
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    attempt = Attempt(child.pid, start_time(child.pid), boot(), device, from_step, tries, log_from)
+    attempt = Attempt(child.pid, start_time(child.pid), boot(), device, from_step, tries, log_from, alone=alone)
     try:
         write(folder, attempt)
     except OSError:  # it would run, and nobody would know
