@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import FastAPI
 
@@ -61,8 +60,6 @@ from training.places import Places
 from training.previews import Previews
 from training.service import JobService
 
-EngineStates = Callable[[], list[dict[str, Any]]]
-
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
@@ -93,15 +90,12 @@ class _Training:
     places: Places
     feedback: FeedbackService
     previews: Previews
+    pauses: Pauses
 
 
 @asynccontextmanager
 async def open_gateway(
-    settings: Settings,
-    *,
-    engine_states: EngineStates | None = None,
-    local_engine: LocalEngine | None = None,
-    resolve: Resolve = getaddrinfo,
+    settings: Settings, *, local_engine: LocalEngine | None = None, resolve: Resolve = getaddrinfo
 ) -> AsyncIterator[Gateway]:
     """Everything one gateway consists of, running. ServiceError says why it cannot start."""
     loop = asyncio.get_running_loop()
@@ -156,7 +150,7 @@ async def open_gateway(
         await budgets.restore(proxy, db, recorder)
 
         await engines.start(loop, stack, base_changed=refresher.refresh, queued=proxy.admission.has_queue)
-        states = engine_states or list
+        states = local_engine.states if local_engine is not None else list
         health = Health(proxy, lambda: refresher.trouble, states, engines.discovery.reasons)
         demand = await stack.enter_async_context(Demand(fleet, loader, reconciler, metrics, clock))
         capacity = Capacity(demand, reconciler, settings.adapters.max_lora_rank)
@@ -166,24 +160,11 @@ async def open_gateway(
         usage = UsageService(db, recorder)
         arrivals = Arrivals(settings.adapter_store, clock=wall)
         stack.push_async_callback(arrivals.close)
-        pauses = await stack.enter_async_context(_open_pauses(local_engine, proxy, clock))
         models = ModelRoutes(proxy, adapters, Failing(lambda: reconciler.residency))
-        training = await _open_training(settings, db, metrics, adapters, stack)
+        pauses = _open_pauses(local_engine, proxy, clock)
+        training = await _open_training(settings, db, metrics, adapters, pauses, stack)
         yield _behind_doors(
-            settings,
-            proxy,
-            health,
-            status,
-            keys,
-            adapters,
-            arrivals,
-            canaries,
-            usage,
-            demand,
-            models,
-            training,
-            pauses,
-            wall,
+            settings, proxy, health, status, keys, adapters, arrivals, canaries, usage, demand, models, training, wall
         )
 
 
@@ -200,7 +181,6 @@ def _behind_doors(
     demand: Demand,
     models: ModelRoutes,
     training: _Training,
-    pauses: Pauses,
     wall: Callable[[], float],
 ) -> Gateway:
     following = Following(training.jobs, lambda: health.draining)
@@ -225,7 +205,7 @@ def _behind_doors(
         following=following,
         places=training.places,
         previews=training.previews,
-        pauses=pauses,
+        pauses=training.pauses,
         feedback=training.feedback,
         live_keys=lambda: proxy.snapshot.keys,
         status=status.document,
@@ -280,7 +260,7 @@ async def _open_heartbeat(
 
 
 async def _open_training(
-    settings: Settings, db: Database, metrics: Metrics, adapters: AdapterService, stack: AsyncExitStack
+    settings: Settings, db: Database, metrics: Metrics, adapters: AdapterService, pauses: Pauses, stack: AsyncExitStack
 ) -> _Training:
     places, given = Places(settings.data_dir), settings.training
     jobs = JobService(db, clock=time.time, random_bytes=os.urandom, jobs_max=given.key_jobs_max)
@@ -289,7 +269,8 @@ async def _open_training(
     await stack.enter_async_context(Upkeep(files, previews))
     await stack.enter_async_context(Trainings(jobs, metrics))
     feedback = await stack.enter_async_context(_open_feedback(settings, db, time.time))
-    return _Training(jobs, files, places, feedback, previews)
+    await stack.enter_async_context(pauses)
+    return _Training(jobs, files, places, feedback, previews, pauses)
 
 
 def _open_adapters(

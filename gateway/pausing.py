@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from adapters.errors import Conflict, Unavailable
 
@@ -22,7 +22,9 @@ log = logging.getLogger("loragate.pausing")
 
 
 class LocalEngine(Protocol):
-    """What supervises the engine of this machine."""
+    """What supervises the engine of this machine. states: how it is, for /readyz and the status."""
+
+    def states(self) -> list[dict[str, Any]]: ...
 
     def hold(self, reason: str) -> None: ...
 

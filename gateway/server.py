@@ -104,7 +104,6 @@ async def serve_and_settle(settings: Settings, *, on_started: OnStarted | None =
 async def serve(
     settings: Settings,
     *,
-    engine_states: Callable[[], list[dict[str, Any]]] | None = None,
     local_engine: LocalEngine | None = None,
     resolve: Resolve = getaddrinfo,
     on_started: OnStarted | None = None,
@@ -112,8 +111,7 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT (or `stop`), then drain; a second signal ends the drain. ListenError, ServiceError.
 
-    engine_states: what supervises engines on this machine says about them, for the status.
-    local_engine: what supervises them, where a training run may have them stopped.
+    local_engine: what supervises the engine of this machine: says how it is, and stops it for a training run.
     resolve: how the names of engines are looked up.
     on_started: awaited once both ports accept.
     """
@@ -122,9 +120,7 @@ async def serve(
     stop = stop or asyncio.Event()
     hurry = asyncio.Event()
     with _listeners(settings) as sockets, _signals(stop, hurry):
-        async with open_gateway(
-            settings, engine_states=engine_states, local_engine=local_engine, resolve=resolve
-        ) as gateway:
+        async with open_gateway(settings, local_engine=local_engine, resolve=resolve) as gateway:
             servers = _servers(gateway, sockets)
             running = [asyncio.create_task(server.serve(sockets=[sock])) for server, sock in servers]
             sweep = asyncio.create_task(_sweep(gateway, servers[0][0]))

@@ -38,7 +38,6 @@ class Serve(Protocol):
         self,
         settings: Settings,
         *,
-        engine_states: Callable[[], list[dict[str, Any]]] | None = None,
         local_engine: Supervisor | None = None,
         on_started: Callable[[Any], Awaitable[None]] | None = None,
         stop: asyncio.Event | None = None,
@@ -100,7 +99,6 @@ async def _run(made: Plan, places: Places, around: Surroundings) -> None:
         serving = asyncio.ensure_future(
             around.serve(
                 made.settings,
-                engine_states=supervisor.states if supervisor else None,
                 local_engine=supervisor,
                 on_started=on_started,
                 stop=stop,

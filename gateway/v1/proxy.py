@@ -33,14 +33,10 @@ log = logging.getLogger("loragate.proxy")
 BYTES_PER_TOKEN = 3  # a reservation's guess; English text has about 4, Chinese about 3
 DEFAULT_ANSWER_TOKENS = 1024  # reserved where the caller names no max_tokens
 HOLD_BYTES = 1024 * 1024  # a whole answer up to here is held, so that a broken one becomes a 502
-PAUSED_S = 60  # as far as official clients wait
 LOST_MAX = 3  # replicas in a row that do not know what they should have: after restarts, in a fleet
 
-TRY_ELSEWHERE = frozenset(
-    {Fault.REFUSED, Fault.CONNECT_TIMEOUT, Fault.RESET, Fault.CUT, Fault.PROTOCOL, Fault.POOL_FULL}
-)
-
 UNSENT = frozenset({Fault.REFUSED, Fault.CONNECT_TIMEOUT})
+TRY_ELSEWHERE = UNSENT | {Fault.RESET, Fault.CUT, Fault.PROTOCOL, Fault.POOL_FULL}
 OUR_OWN = frozenset({Fault.POOL_FULL, Fault.CLOSED})  # no fault of the engine's
 
 RecordUsage = Callable[[str, str, int, int], None]  # key id, public name, prompt tokens, completion tokens
@@ -139,7 +135,7 @@ class Proxy:
         snapshot, wall = self.snapshot, self.wall()
         key = work.key = self.auth.authenticate(x.headers, snapshot.keys, wall)
         if self.paused:
-            raise ModelLoading(f"No model answers now: {self.paused}. Try again later.", retry_after_s=PAUSED_S)
+            raise ModelLoading(f"No model answers now: {self.paused}. Try again later.", retry_after_s=60)
         body = wire.parse(x.body, self.caps.depth)
         checked = fields.check(x.dialect.fields, body, self.caps)
         target = resolve(snapshot, key, checked.model)

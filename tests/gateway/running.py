@@ -126,11 +126,9 @@ async def running(
     async def on_started(started: Started) -> None:
         up.set_result(started)
 
-    states = local_engine.states if local_engine is not None else None
     serving = asyncio.create_task(
         serve(
             load({}, flags=flags),
-            engine_states=states,
             local_engine=local_engine,
             resolve=resolve,
             on_started=on_started,

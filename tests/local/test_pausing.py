@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -14,7 +16,7 @@ from gateway.local.places import Places
 from gateway.local.supervisor import State, Supervisor
 from gateway.pausing import REASON
 from tests.gateway.running import Running, running
-from tests.local.conftest import fake_launch, supervise, until
+from tests.local.conftest import QUICK, fake_launch, supervise, until
 from tests.local.test_supervisor import gone, stop
 
 PAUSE, RESUME = "/admin/v1/engine/pause", "/admin/v1/engine/resume"
@@ -157,8 +159,11 @@ async def test_a_gateway_that_started_no_engine_can_stop_none(places: Places) ->
 
 
 async def test_held_while_it_waits_to_be_started_again(places: Places) -> None:
-    supervisor = supervise(places, fake_launch(places, "--crash-after", "0.05"))
+    supervisor = supervise(places, fake_launch(places), replace(QUICK, backoff_s=(600.0,)))
     task = asyncio.create_task(supervisor.run())
+    await supervisor.ready()
+    assert supervisor.status.pid is not None
+    os.kill(supervisor.status.pid, signal.SIGKILL)
     await until(lambda: supervisor.status.state is State.RESTARTING)
     supervisor.hold("for a test")
     await supervisor.held()

@@ -53,15 +53,16 @@ class Room:
     async def take(self) -> bool:
         """Return once the engine has ended; False where nobody agreed to that. What `borrow` raises."""
         if self._holding is None and await self._steps.borrow(self._job, self._lease_s):
-            self.hold()
+            self._holding = asyncio.create_task(self._hold(self._lease_s / 4), name="room")
         return self.taken
 
     def hold(self) -> None:
-        """It was taken, perhaps by an earlier worker: go on to say so."""
+        """An earlier worker took it: go on to say so."""
         if self._holding is None:
-            self._holding = asyncio.create_task(self._hold(), name="room")
+            self._holding = asyncio.create_task(self._hold(0.0), name="room")
 
-    async def _hold(self) -> None:
+    async def _hold(self, first_s: float) -> None:
+        await asyncio.sleep(first_s)
         while True:
             try:
                 await self._steps.borrow(self._job, self._lease_s)
