@@ -2,8 +2,8 @@
 
 Like the real one it stops after a step on SIGABRT with exit code 0, goes on from the highest checkpoint without
 looking, appends to its log, and refuses a broken checkpoint. Its "weights" are a chain of hashes: the same number of
-steps gives the same bytes, however often it was interrupted; with `lora` they are an adapter that engines take. Only
-the standard library: it starts in 30 ms.
+steps gives the same bytes, however often it was interrupted; with `lora`, the base's width, they are an adapter that
+engines take. Only the standard library: it starts in 30 ms.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Fake:
         header, data = {"w": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}, self.weights
         config: dict[str, Any] = {"r": 8, "peft_type": "LORA"}
         if self.given.get("lora"):
-            header, data, config = _lora(self.weights)
+            header, data, config = _lora(self.weights, int(self.given["lora"]))
         raw = json.dumps(header).encode()
         raw += b" " * (-len(raw) % 8)
         (folder / "adapter_model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + data)
@@ -191,15 +191,15 @@ class Fake:
             file.write(json.dumps(line) + "\n")
 
 
-def _lora(weights: bytes) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
-    """Header, data and config of an adapter that the intake takes, its numbers made of `weights`."""
+def _lora(weights: bytes, width: int) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
+    """Header, data and config of an adapter for a base so wide that the intake takes, its numbers made of `weights`."""
     module = "base_model.model.model.layers.0.self_attn.q_proj"
     header: dict[str, Any] = {}
-    for at, (part, shape) in enumerate((("lora_A", [4, 8]), ("lora_B", [8, 4]))):
-        offsets = [128 * at, 128 * (at + 1)]
+    for at, (part, shape) in enumerate((("lora_A", [4, width]), ("lora_B", [width, 4]))):
+        offsets = [16 * width * at, 16 * width * (at + 1)]
         header[f"{module}.{part}.weight"] = {"dtype": "F32", "shape": shape, "data_offsets": offsets}
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
-    return header, struct.pack("<64f", *((weights[n % 32] + 1) / 64 for n in range(64))), config
+    return header, struct.pack(f"<{8 * width}f", *((weights[n % 32] + 1) / 64 for n in range(8 * width))), config
 
 
 def _clock(seconds: float) -> str:

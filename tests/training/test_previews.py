@@ -50,7 +50,7 @@ class World:
 
     async def job(self, steps: int = 5, **fields: Any) -> Job:
         """One with a checkpoint, made without a trainer, that no worker has."""
-        made = await self.shop.add(lora=True)
+        made = await self.shop.add(lora=8)
         trained(self.shop.places.output(made.id), steps)
         fields = {"state": JobState.PAUSED, "settled": {}, **fields}
         return await self.shop.db.write(lambda conn: store.change(conn, made.id, **fields))
@@ -69,7 +69,7 @@ class World:
         return weights + [str(path.relative_to(root)) for path in root.rglob("*")]
 
 
-def trained(output: Path, *steps: int, lora: bool = True) -> None:
+def trained(output: Path, *steps: int, lora: int = 8) -> None:
     """Checkpoints as the trainer writes them."""
     fake = Fake({"output_dir": str(output), "lora": lora})
     output.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 async def test_a_checkpoint_of_a_running_job_answers_until_the_job_ends(world: World) -> None:
     shop = world.shop
-    job = await shop.add(max_steps=20, gate=shop.gate(), save_steps=5, save_total_limit=1, lora=True)
+    job = await shop.add(max_steps=20, gate=shop.gate(), save_steps=5, save_total_limit=1, lora=8)
     shop.let("gate", 7)
     async with shop.working():
         await shop.until_step(job.id, 7)
@@ -142,7 +142,7 @@ async def test_what_has_no_preview_is_told_why(world: World) -> None:
     with pytest.raises(Conflict, match="is cancelled already"):
         await world.previews.serve(job.id)
     broken = await world.job()
-    trained(world.shop.places.output(broken.id), 5, lora=False)
+    trained(world.shop.places.output(broken.id), 5, lora=0)
     with pytest.raises(ServiceError):  # no adapter that any engine takes
         await world.previews.serve(broken.id)
     assert (await world.names(), await world.previews.list(broken.id)) == ([], ())
@@ -235,7 +235,7 @@ async def test_a_step_that_is_trained_again_to_other_weights(world: World) -> No
     job = await world.job()
     old = await world.previews.serve(job.id)
     output = world.shop.places.output(job.id)
-    fake = Fake({"output_dir": str(output), "lora": True})
+    fake = Fake({"output_dir": str(output), "lora": 8})
     fake.step = 5
     fake._save(output / "checkpoint-5", final=False)
     new = await world.previews.serve(job.id)
