@@ -96,11 +96,21 @@ class Pipeline:
         async with open_gateway(self._around.address()) as gateway:
             await gateway.resume_engine(job.id)
 
+    async def back(self, job: Job) -> None:
+        """GatewayAway where an engine may have been stopped for the job, and none is ready."""
+        if not parse(job.recipe).pause_engine:
+            return
+        async with open_gateway(self._around.address()) as gateway:
+            if not (await gateway.status())["ready"]:
+                raise GatewayAway("The engine that was stopped for the training is not ready again yet.")
+
     async def finish(self, job: Job, folder: Path, tell: Tell, phase: SetPhase) -> Finished:
         """The adapter registered, evaluated, put live."""
         settled, recipe = Settled.from_document(job.settled or {}), parse(job.recipe)
         if settled.served != "adapter":
             return concluding.kept(Run(job, recipe, settled, folder, {}))
+        if recipe.then != "keep":
+            await self.back(job)  # first: what follows takes a while, and is begun again
         run = Run(job, recipe, settled, folder, {})
         await asyncio.to_thread(concluding.collect, run)
         lineage = await asyncio.to_thread(self._around.lineage, job, folder, settled)
@@ -109,8 +119,6 @@ class Pipeline:
         if recipe.then == "keep":
             return concluding.kept(run)
         async with open_gateway(self._around.address()) as gateway:
-            if recipe.pause_engine and not (await gateway.status())["ready"]:
-                raise GatewayAway("The engine that was stopped for the training is not ready again yet.")
             more = await self._around.after_training(job, folder, gateway, tell)
             finished = await concluding.conclude(run, gateway, tell, phase)
         return Finished(finished.outcome, {**finished.result, **more})

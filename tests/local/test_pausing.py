@@ -18,6 +18,11 @@ from gateway.pausing import REASON
 from tests.gateway.running import Running, running
 from tests.local.conftest import QUICK, fake_launch, supervise, until
 from tests.local.test_supervisor import gone, stop
+from training.errors import GatewayAway
+from training.gatewayclient import Address
+from training.pipeline import Pipeline, Surroundings
+from training.places import Places as TrainingPlaces
+from training.types import Job, JobState
 
 PAUSE, RESUME = "/admin/v1/engine/pause", "/admin/v1/engine/resume"
 
@@ -156,6 +161,36 @@ async def test_a_gateway_that_started_no_engine_can_stop_none(places: Places) ->
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict")
         assert "`loragate up`" in refused.json()["error"]["message"]
         assert (await admin.post(RESUME, json={"job": "ftjob-one"})).json()["paused"] is False
+
+
+async def test_a_worker_has_it_stopped_where_the_recipe_agrees_and_waits_for_it_afterwards(world: World) -> None:
+    """What a worker does for a job, against the real gateway."""
+    steps = pipeline(world)
+    recipe: dict[str, Any] = {"name": "customer-service", "data": {"train": "/rows.jsonl"}}
+    assert await steps.borrow(job(recipe), 60.0) is False
+    assert world.supervisor.status.state is State.READY
+    agreed = job({**recipe, "pause_engine": True})
+    assert await steps.borrow(agreed, 60.0) is True
+    assert world.supervisor.states()[0]["state"] == "paused"
+    with pytest.raises(GatewayAway, match="not ready again yet"):
+        await steps.back(agreed)
+    await steps.give_back(agreed)
+    await world.gateway.until_ready()
+    await steps.back(agreed)
+
+
+def pipeline(world: World) -> Pipeline:
+    def never(*_: object) -> Any:
+        raise AssertionError("not asked here")
+
+    gateway = world.gateway
+    address = Address(gateway.url, gateway.admin_url, gateway.admin_key)
+    places = TrainingPlaces(gateway.data_dir)
+    return Pipeline(Surroundings(places, lambda: address, never, never, never, never, never))
+
+
+def job(recipe: dict[str, Any]) -> Job:
+    return Job("ftjob-one", None, "customer-service", JobState.RUNNING, recipe, 1.0)
 
 
 async def test_held_while_it_waits_to_be_started_again(places: Places) -> None:
