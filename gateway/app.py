@@ -58,6 +58,7 @@ from training.feedback import DAY_S, FeedbackService
 from training.files import Files
 from training.places import Places
 from training.previews import Previews
+from training.run import process
 from training.service import JobService
 
 
@@ -161,7 +162,7 @@ async def open_gateway(
         arrivals = Arrivals(settings.adapter_store, clock=wall)
         stack.push_async_callback(arrivals.close)
         models = ModelRoutes(proxy, adapters, Failing(lambda: reconciler.residency))
-        pauses = _open_pauses(local_engine, proxy, clock)
+        pauses = _open_pauses(local_engine, proxy, clock, Places(settings.data_dir))
         training = await _open_training(settings, db, metrics, adapters, pauses, stack)
         yield _behind_doors(
             settings, proxy, health, status, keys, adapters, arrivals, canaries, usage, demand, models, training, wall
@@ -296,11 +297,17 @@ def _open_adapters(
     return adapters
 
 
-def _open_pauses(engine: LocalEngine | None, proxy: Proxy, clock: Callable[[], float]) -> Pauses:
+def _open_pauses(engine: LocalEngine | None, proxy: Proxy, clock: Callable[[], float], places: Places) -> Pauses:
     def refuse(why: str) -> None:
         proxy.paused = why
 
-    return Pauses(engine, clock, refuse=refuse, in_flight=lambda: proxy.admission.in_flight)
+    return Pauses(
+        engine,
+        clock,
+        refuse=refuse,
+        in_flight=lambda: proxy.admission.in_flight,
+        before=lambda: process.alone(places.jobs),
+    )
 
 
 def _open_admission(settings: Settings, loop: asyncio.AbstractEventLoop) -> Admission:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from adapters.errors import Conflict, Unavailable
@@ -17,6 +17,7 @@ from adapters.errors import Conflict, Unavailable
 POLL_S = 0.1
 DRAIN_S = 30.0  # for answers on their way
 REASON = "the engine is paused while its GPU trains"
+FIRST_S = 60.0  # until somebody says that a run of before still needs the room
 SHORTEST_S, LONGEST_S = 1.0, 600.0
 log = logging.getLogger("loragate.pausing")
 
@@ -36,7 +37,8 @@ class LocalEngine(Protocol):
 class Pauses:
     """engine: None where this gateway started none. clock: monotonic seconds; drain_s: for answers on their way.
 
-    refuse: told why requests are refused, "" where they are not any more; in_flight: how many are on their way.
+    refuse: told why requests are refused, "" where they are not any more; in_flight: how many are on their way;
+    before: runs that have needed its room since before we began.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class Pauses:
         *,
         refuse: Callable[[str], None],
         in_flight: Callable[[], int],
+        before: Callable[[], Collection[str]] = tuple,
         drain_s: float = DRAIN_S,
     ) -> None:
         self._engine = engine
         self._clock = clock
         self._refuse = refuse
         self._in_flight = in_flight
+        self._before = before
         self._drain_s = drain_s
         self._until: dict[str, float] = {}  # who holds it → the clock's seconds
         self._held = False
@@ -59,6 +63,13 @@ class Pauses:
         self._watch: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Pauses:
+        if self._engine is not None:
+            for who in await asyncio.to_thread(self._before):
+                log.info("%s still needs what the engine would take: it is not started yet", who)
+                self._until[who] = self._clock() + FIRST_S
+                self._held = True
+                self._refuse(REASON)
+                self._engine.hold(REASON)
         self._watch = asyncio.create_task(self._expire(), name="pauses")
         return self
 
@@ -84,10 +95,12 @@ class Pauses:
             )
         self._until[who] = self._clock() + min(max(seconds, SHORTEST_S), LONGEST_S)
         self._refuse(REASON)
-        if self._stopping is None or (self._stopping.done() and not self._held):
+        if not self._held and (self._stopping is None or self._stopping.done()):
             log.info("the engine is stopped for %s", who)
             self._stopping = asyncio.create_task(self._stop(self._engine), name="pause")
-        await asyncio.shield(self._stopping)
+        if self._stopping is not None:
+            await asyncio.shield(self._stopping)
+        await self._engine.held()
         if who not in self._until:
             raise Unavailable("The engine was started again meanwhile. Ask again.", retry_after_s=1)
 
@@ -107,7 +120,7 @@ class Pauses:
         until = self._clock() + self._drain_s
         while self._in_flight() and self._clock() < until and self._until:  # noqa: ASYNC110  # three things end it
             await asyncio.sleep(POLL_S)
-        if self._until:
+        while self._until and not self._held:  # resumed and paused again meanwhile: once more
             self._held = True
             engine.hold(REASON)
             await engine.held()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,9 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
+from adapters.errors import Unavailable
 from gateway.local.places import Places
 from gateway.local.supervisor import State, Supervisor
-from gateway.pausing import REASON
+from gateway.pausing import REASON, Pauses
 from tests.gateway.running import Running, running
 from tests.local.conftest import QUICK, fake_launch, supervise, until
 from tests.local.test_supervisor import gone, stop
@@ -22,6 +25,7 @@ from training.errors import GatewayAway
 from training.gatewayclient import Address
 from training.pipeline import Pipeline, Surroundings
 from training.places import Places as TrainingPlaces
+from training.run import process
 from training.types import Job, JobState
 
 PAUSE, RESUME = "/admin/v1/engine/pause", "/admin/v1/engine/resume"
@@ -143,6 +147,62 @@ async def test_resumed_before_it_had_ended(world: World) -> None:
     assert gone(first)
     await world.resume()
     await world.gateway.until_ready()
+
+
+async def test_resumed_and_paused_again_while_it_ends(places: Places) -> None:
+    """An engine that takes its time to end: whoever asked last is answered when it has."""
+    supervisor = supervise(places, fake_launch(places))
+    task = asyncio.create_task(supervisor.run())
+    await supervisor.ready()
+    pid = supervisor.status.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)  # it hears no SIGTERM
+    pauses = Pauses(supervisor, time.monotonic, refuse=lambda why: None, in_flight=lambda: 0)
+    async with pauses:
+        first = asyncio.create_task(pauses.pause("ftjob-one", 60))
+        await until(lambda: supervisor._held != "")
+        pauses.resume("ftjob-one")
+        second = asyncio.create_task(pauses.pause("ftjob-two", 60))
+        await asyncio.sleep(0)
+        os.kill(pid, signal.SIGCONT)
+        await second
+        assert supervisor.states()[0]["state"] == "paused"
+        assert gone(pid)
+        with pytest.raises(Unavailable):
+            await first
+    await stop(task)
+
+
+async def test_a_gateway_that_was_killed_does_not_start_an_engine_into_a_full_gpu(places: Places) -> None:
+    trainer = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(600)")
+    for name, pid, alone in (
+        ("ftjob-one", trainer.pid, True),
+        ("ftjob-two", trainer.pid, False),
+        ("ftjob-no", 1, True),
+    ):
+        folder = TrainingPlaces(places.data).job(name)
+        folder.mkdir(parents=True)
+        started = process.start_time(trainer.pid)
+        process.write(folder, process.Attempt(pid, started, process.boot(), "0", alone=alone))
+    launch = fake_launch(places)
+    supervisor = supervise(places, launch)
+    task = asyncio.create_task(supervisor.run())
+    engine = {"url": launch.url, "api_key": launch.api_key}
+    try:
+        async with (
+            running(places.data, [launch.url], ready=False, local_engine=supervisor, engines=[engine]) as gateway,
+            gateway.admin() as admin,
+        ):
+            paused = await admin.post(PAUSE, json={"job": "ftjob-one", "seconds": 60})  # the worker that finds it
+            assert paused.json() == {"paused": True, "jobs": ["ftjob-one"]}
+            assert supervisor.status.state is State.PAUSED
+            assert (await admin.get("/readyz")).json()["reasons"] == [REASON]
+            await admin.post(RESUME, json={"job": "ftjob-one"})
+            await gateway.until_ready()
+    finally:
+        trainer.kill()
+        await trainer.wait()
+        await stop(task)
 
 
 async def test_who_may_not(world: World) -> None:

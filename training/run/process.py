@@ -158,6 +158,16 @@ def read(folder: Path) -> Attempt | None:
         return None
 
 
+def alone(jobs: Path) -> tuple[str, ...]:
+    """Of the jobs in the folder `jobs`, those whose trainer runs with an engine stopped for it."""
+    found = []
+    for file in jobs.glob(f"*/{FILE}"):
+        attempt = read(file.parent)
+        if attempt is not None and attempt.alone and alive(attempt):
+            found.append(file.parent.name)
+    return tuple(sorted(found))
+
+
 def write(folder: Path, attempt: Attempt) -> None:
     """Whole or not at all."""
     fresh = folder / f".{FILE}.new"
