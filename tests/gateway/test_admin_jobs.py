@@ -195,6 +195,8 @@ async def test_an_admin_of_some_models_sees_their_jobs_alone(room: AdminRoom) ->
     async with room.client(boss.token) as client:
         refused = await client.post(JOBS, json={"recipe": RECIPE})
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "insufficient_scope")
+        alone = await client.post(JOBS, json={"recipe": {**RECIPE, "name": "mine", "pause_engine": True}})
+        assert (alone.status_code, "the engine answers for all" in alone.text) == (403, True)
         mine = await client.post(JOBS, json={"recipe": {**RECIPE, "name": "mine"}})
         assert mine.status_code == 201
         assert [each["id"] for each in (await client.get(JOBS)).json()["data"]] == [mine.json()["id"]]
