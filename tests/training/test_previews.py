@@ -62,6 +62,11 @@ class World:
     async def names(self) -> list[str]:
         return [adapter.name for adapter in (await self.gateway.started.gateway.adapters.list())[0]]
 
+    async def until_loading(self, word: str) -> None:
+        """Until the engine has been asked for it: registered, and held at the gate."""
+        while not any("load_lora_adapter" in seen.path and word.encode() in seen.body for seen in self.engine.requests):
+            await asyncio.sleep(0.005)
+
     def left(self) -> list[str]:
         """What lies in the store of weights, and what was written down."""
         weights = [path.name for path in (self.gateway.data_dir / "adapters").glob("ftjob-*")]
@@ -163,8 +168,7 @@ async def test_another_gateway_ends_it_meanwhile(world: World) -> None:
     job = await world.job()
     gate = world.engine.gates["ckpt-step-5"] = asyncio.Event()
     serving = asyncio.create_task(world.previews.serve(job.id))
-    while not await world.names():
-        await asyncio.sleep(0.005)
+    await world.until_loading("ckpt-step-5")
     adapters = world.gateway.started.gateway.adapters
     theirs = Previews(world.shop.db, adapters, world.shop.places, clock=time.time)
     ending = asyncio.create_task(theirs.end(job.id))
@@ -181,8 +185,7 @@ async def test_a_job_that_ends_while_its_checkpoint_is_registered(world: World) 
     job = await world.job()
     gate = world.engine.gates["ckpt-step-5"] = asyncio.Event()
     serving = asyncio.create_task(world.previews.serve(job.id))
-    while not await world.names():
-        await asyncio.sleep(0.005)
+    await world.until_loading("ckpt-step-5")
     await world.ended(job)
     gate.set()
     with pytest.raises(Conflict, match="has ended in this moment"):
@@ -197,8 +200,7 @@ async def test_what_a_crash_leaves_is_swept_when_the_job_has_ended(world: World)
     module._write(world.shop.places.previews / before.id, Preview(before.id, 5, "0" * 12, 1.0))
     gate = world.engine.gates["ckpt-step-6"] = asyncio.Event()
     serving = asyncio.create_task(world.previews.serve(within.id))
-    while not await world.names():
-        await asyncio.sleep(0.005)
+    await world.until_loading("ckpt-step-6")
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
     gate.set()
