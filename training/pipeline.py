@@ -11,7 +11,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from adapters.sources.source import is_loopback
 from training import concluding, parity
 from training.concluding import Run, SetPhase
 from training.errors import GatewayAway, TooFewExamples, TrainingFailed
@@ -27,6 +29,7 @@ from training.types import Job, Problem
 
 TRACKERS = ("WANDB_", "MLFLOW_", "SWANLAB_", "TRACKIO_")  # their credentials, where a recipe reports to them
 LEAST_EXAMPLES = 10  # of jobs that came through /v1/fine_tuning/jobs
+COMING = frozenset({"starting", "restarting"})  # states of an engine that takes its memory only now
 TOLD = 20  # findings of the data that become events
 
 
@@ -83,9 +86,24 @@ class Pipeline:
             steps=settled.steps,
         )
 
+    async def paused(self, job: Job) -> bool:
+        """What the gateway says of the engine that it started here; nothing where none runs, or elsewhere."""
+        try:
+            address = self._around.address()
+            if not _is_here(address):
+                return False
+            async with open_gateway(address) as gateway:
+                states = {str(each["state"]) for each in (await gateway.status())["engines"]}
+        except GatewayAway:
+            return False  # its engine has ended with it
+        agreed = parse(job.recipe).pause_engine
+        if states & COMING or ("paused" in states and not agreed):
+            raise GatewayAway("The engine that serves beside is not running now: the run starts when it is.")
+        return "paused" in states
+
     async def borrow(self, job: Job, seconds: float) -> bool:
-        """The engine of the gateway's machine, stopped where the recipe says `pause_engine`."""
-        if not parse(job.recipe).pause_engine:
+        """The engine of the gateway's machine, stopped where the recipe says `pause_engine` and that is ours."""
+        if not parse(job.recipe).pause_engine or not _is_here(self._around.address()):
             return False
         async with open_gateway(self._around.address()) as gateway:
             await gateway.pause_engine(job.id, seconds)
@@ -134,6 +152,11 @@ class Pipeline:
 
     def _locate(self, name: str) -> Path:
         return self._around.places.files / name if FILE_ID.fullmatch(name) else Path(name)
+
+
+def _is_here(address: Address) -> bool:
+    """Whether the gateway is on this machine, and its engine with it."""
+    return is_loopback(urlsplit(address.admin_url).hostname)
 
 
 def trainer_environment(

@@ -52,6 +52,13 @@ class Steps(Protocol):
     def launch(self, job: Job, folder: Path) -> Launch:
         """The run of a checked job; the same again to go on from its newest checkpoint. Unavailable: asked again."""
 
+    async def paused(self, job: Job) -> bool:
+        """Whether the engine beside stands still, and the recipe agrees to that: then what is free now is borrowed.
+
+        Unavailable while it comes back, or stands still for another run and the recipe does not agree: it is not
+        known then what it will leave free.
+        """
+
     async def borrow(self, job: Job, seconds: float) -> bool:
         """Have the engine beside stopped for so long, unless this is said again; False where the recipe does not agree.
 

@@ -121,6 +121,8 @@ class Supervisor:
         self._held = ""
         self._hold.clear()
         self._release.set()
+        if self.status.state is State.PAUSED:
+            self._set(State.STARTING, "the engine is starting")
 
     async def run(self) -> None:
         """Until cancelled, or until the engine refuses to start (then the state is `failed`, with the reason)."""

@@ -49,6 +49,9 @@ class RealSteps:
         env = child_environment(self._python, folder, os.environ) | {"OMP_NUM_THREADS": "1"}
         return Launch(argv, env, folder, folder / "run.log", folder / "out", STEPS)
 
+    async def paused(self, job: Job) -> bool:
+        return False
+
     async def borrow(self, job: Job, seconds: float) -> bool:
         return False
 

@@ -230,21 +230,30 @@ async def test_a_worker_has_it_stopped_where_the_recipe_agrees_and_waits_for_it_
     assert await steps.borrow(job(recipe), 60.0) is False
     assert world.supervisor.status.state is State.READY
     agreed = job({**recipe, "pause_engine": True})
+    assert await steps.paused(agreed) is False
     assert await steps.borrow(agreed, 60.0) is True
     assert world.supervisor.states()[0]["state"] == "paused"
+    assert await steps.paused(agreed) is True
+    with pytest.raises(GatewayAway, match="is not running now"):
+        await steps.paused(job(recipe))
     with pytest.raises(GatewayAway, match="not ready again yet"):
         await steps.back(agreed)
     await steps.give_back(agreed)
+    with pytest.raises(GatewayAway, match="is not running now"):  # it comes back
+        await steps.paused(agreed)
     await world.gateway.until_ready()
     await steps.back(agreed)
+    assert await steps.paused(job(recipe)) is False
+    elsewhere = pipeline(world, admin_url="http://gateway.example:8001")  # its engine is not on this machine
+    assert (await elsewhere.paused(agreed), await elsewhere.borrow(agreed, 60.0)) == (False, False)
 
 
-def pipeline(world: World) -> Pipeline:
+def pipeline(world: World, admin_url: str | None = None) -> Pipeline:
     def never(*_: object) -> Any:
         raise AssertionError("not asked here")
 
     gateway = world.gateway
-    address = Address(gateway.url, gateway.admin_url, gateway.admin_key)
+    address = Address(gateway.url, admin_url or gateway.admin_url, gateway.admin_key)
     places = TrainingPlaces(gateway.data_dir)
     return Pipeline(Surroundings(places, lambda: address, never, never, never, never, never))
 

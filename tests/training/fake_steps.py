@@ -1,7 +1,8 @@
 """What a worker does for a job, with the fake trainer: `recipe["fake"]` is its settings, and a few of these steps' own.
 
 finish_waits, check_waits: a file that must be there first; away, launch_away, borrow_away: how often the gateway does
-not answer; engine: a file that says whether the engine runs, which `borrow` takes away; unborrowable: why it cannot.
+not answer; engine: a file that is there while the engine runs, which `borrow` takes away; unborrowable: why it cannot;
+beside: the same file for a run that does not agree.
 """
 
 from __future__ import annotations
@@ -44,6 +45,12 @@ class FakeSteps:
         argv = (fake.get("program", sys.executable), "-I", str(TRAINER), str(settings))
         env = {"PATH": os.defpath, "PYTHONUTF8": "1"}
         return Launch(argv, env, folder, folder / "run.log", folder / "out", fake.get("planned"))
+
+    async def paused(self, job: Job) -> bool:
+        fake = job.recipe["fake"]
+        if "beside" in fake and not await asyncio.to_thread(Path(fake["beside"]).exists):
+            raise GatewayAway("The engine that serves beside is not running now: the run starts when it is.")
+        return "engine" in fake and not await asyncio.to_thread(Path(fake["engine"]).exists)
 
     async def borrow(self, job: Job, seconds: float) -> bool:
         fake = job.recipe["fake"]

@@ -151,3 +151,51 @@ async def test_it_is_said_again_and_again_also_by_the_next_worker(shop: Shop, en
         await shop.until_state(job.id, JobState.SUCCEEDED)
     assert engine.runs
     assert len(shop.starts(job.id)) == 1
+
+
+async def test_a_run_that_does_not_agree_waits_for_an_engine_that_stands_still(shop: Shop, engine: Engine) -> None:
+    """What is free while it does is not what it will leave free."""
+    engine.file.unlink()
+    job = await shop.add(**full(None, beside=str(engine.file)))
+    async with shop.working(("0",)):
+        await shop.until(job.id, lambda job: job.state is JobState.RUNNING)
+        waits = "The engine that serves beside is not running now: the run starts when it is. It is tried again"
+        while not any(waits in said for said in await shop.said(job.id)):
+            await asyncio.sleep(0.01)
+        assert (await shop.jobs.show(job.id)).attempts == 0
+        engine.start()
+        done = await shop.until_state(job.id, JobState.FAILED)
+    assert done.error is not None
+    assert done.error.code == "gpu_memory"
+
+
+async def test_one_that_agrees_and_finds_it_standing_still_says_so_too(shop: Shop, engine: Engine) -> None:
+    """A worker that was killed behind its word to the gateway, and before its trainer."""
+    engine.file.unlink()
+    job = await shop.add(**full(engine, gate=shop.gate()))
+    shop.let("gate", 4)
+    async with shop.working(("0",)):
+        await shop.until_step(job.id, 4)
+        attempt = process.read(shop.places.job(job.id))
+        assert attempt is not None
+        assert (attempt.alone, engine.asked) == (True, 1)
+        shop.let("gate", 100)
+        await shop.until_state(job.id, JobState.SUCCEEDED)
+    assert engine.runs
+
+
+async def test_the_next_run_does_not_take_the_room_before_the_first_is_evaluated(shop: Shop, engine: Engine) -> None:
+    first = await shop.add(**full(engine, finish_waits=shop.gate("finish")))
+    async with shop.working(("0",)):
+        await shop.until(first.id, lambda job: job.phase is not None and job.phase.value == "evaluating")
+        second = await shop.add(**full(engine))
+        await shop.until_state(second.id, JobState.QUEUED)
+        await asyncio.sleep(0.2)  # some looks at the queue
+        assert (await shop.jobs.show(second.id)).state is JobState.QUEUED
+        assert engine.runs
+        shop.let("finish", 1)
+        await shop.until_state(second.id, JobState.SUCCEEDED)
+    began, ended = (await shop.jobs.show(second.id)).started_at, (await shop.jobs.show(first.id)).finished_at
+    assert began is not None
+    assert ended is not None
+    assert began >= ended

@@ -83,7 +83,7 @@ class Carrier:
 
     @property
     def device(self) -> str | None:
-        """What it occupies; None once its training is done: the next job need not wait for an evaluation."""
+        """What it occupies; None once its training is done: the next job need not wait for an evaluation beside it."""
         return None if self._trained else self._device
 
     @property
@@ -126,7 +126,9 @@ class Carrier:
         if self._job.phase in (None, Phase.PREPARING, Phase.TRAINING):
             async with self._room:
                 await self._train()
-        self._trained = True
+        attempt = await asyncio.to_thread(process.read, self._folder)
+        # An engine that had to make room is needed to evaluate: nothing may take the room again before.
+        self._trained = attempt is None or not attempt.alone
         await self._finish()
 
     async def _train(self) -> None:
@@ -387,8 +389,11 @@ class Carrier:
 
     async def _refused(self) -> Problem | None:
         """Why it must not start now. Where memory is short and the recipe agrees, the engine beside makes room."""
+        paused = await self._patiently(lambda: self._shop.steps.paused(self._job))
         problem = await asyncio.to_thread(self._refusal)
-        if problem is None or problem.code not in guards.MEMORY:
+        if problem is None and not paused:
+            return None
+        if problem is not None and problem.code not in guards.MEMORY:
             return problem
         try:
             if not await self._patiently(self._room.take):
