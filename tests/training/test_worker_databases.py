@@ -167,3 +167,26 @@ async def test_a_resume_in_the_instant_of_a_pause_lets_it_queue(two: Two) -> Non
         go.set()
         await resuming
     assert (await two.shown(job)).state is JobState.QUEUED
+
+
+@pytest.mark.parametrize(
+    ("wish", "state"),
+    [
+        (Wish.PAUSE, JobState.PAUSED),
+        (Wish.CANCEL, JobState.CANCELLED),
+        (Wish.CANCEL_AND_KEEP, JobState.CANCELLED),
+        (None, JobState.QUEUED),
+    ],
+)
+async def test_a_wish_that_meets_a_worker_that_puts_its_job_back_is_not_left_to_the_next(
+    pair: tuple[Shop, Shop], wish: Wish | None, state: JobState
+) -> None:
+    shop, _ = pair
+    record = Record(shop.db, "w1", time.time)
+    job = await shop.add()
+    await record.change(job.id, state=JobState.RUNNING, worker="w1", wish=wish, attempts=1)
+    await record.queued(job.id, JobState.QUEUED, "Stopped, with the worker")
+    done = await shop.jobs.show(job.id)
+    assert (done.state, done.worker, done.wish) == (state, None, None)
+    if state is JobState.CANCELLED:
+        assert done.outcome is (Outcome.PARTIAL if wish is Wish.CANCEL_AND_KEEP else Outcome.NOTHING)

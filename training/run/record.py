@@ -158,10 +158,16 @@ class Record:
         return await self.write(write)
 
     async def queued(self, job_id: str, state: JobState, message: str | None) -> None:
-        """Nobody's again: whoever has room may take it."""
+        """Nobody's again: whoever has room may take it, unless something else was wished meanwhile."""
 
         def write(conn: sa.Connection) -> None:
-            store.change(conn, job_id, state=state, phase=None, worker=None)
+            job = store.find(conn, job_id, hold=True)
+            if job.wish in (Wish.CANCEL, Wish.CANCEL_AND_KEEP):
+                kept = job.wish is Wish.CANCEL_AND_KEEP and job.attempts
+                self._cancelled(conn, job_id, Outcome.PARTIAL if kept else Outcome.NOTHING)
+                return
+            to = JobState.PAUSED if job.wish is Wish.PAUSE else state
+            store.change(conn, job_id, state=to, phase=None, worker=None, wish=None)
             if message is not None:
                 store.tell(conn, job_id, self.clock(), message)
 
