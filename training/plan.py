@@ -199,7 +199,17 @@ def _settings(
         settings["packing"] = True
     if recipe.gpus > 1:
         settings["ddp_timeout"] = 180_000_000
+    elif _saves_at_once(recipe):
+        settings["enable_jit_checkpoint"] = True
     return settings | _preference(choose) | _validation(recipe, data, int(settings["save_steps"]))
+
+
+def _saves_at_once(recipe: Recipe) -> bool:
+    """Whether SIGTERM may make the trainer save where it is: one process, whose end cannot be taken for its own.
+
+    It saves with the chance of the next step drawn already, which changes nothing where nothing is left to chance.
+    """
+    return recipe.deepspeed is None and recipe.training.early_stopping is None and not recipe.method.dropout
 
 
 def _method(recipe: Recipe, choose: Chooser, numbers: _Numbers) -> dict[str, Any]:

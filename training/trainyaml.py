@@ -37,6 +37,7 @@ ALLOWED = PATHS | {
     *("data_seed", "ddp_timeout"),
     # what is written when
     *("logging_steps", "logging_first_step", "save_strategy", "save_steps", "save_total_limit", "eval_strategy"),
+    "enable_jit_checkpoint",
     *(
         "eval_steps",
         "load_best_model_at_end",

@@ -39,6 +39,7 @@ class RealSteps:
             "save_strategy": "steps",
             "save_steps": 4,
             "include_num_input_tokens_seen": True,
+            "enable_jit_checkpoint": True,
         }
         (folder / "train.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
         return {"llamafactory": json.loads(json.dumps(settings))}

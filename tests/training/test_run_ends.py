@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -26,6 +28,22 @@ async def test_exit_code_0_before_the_last_step_is_a_failure_that_keeps_what_the
         "Training stopped at step 8 of 20, and nobody here asked for it. What was trained is kept.",
     )
     assert shop.weights(done.id) == weights_after(8)
+
+
+async def test_a_trainer_that_something_else_told_to_end_goes_on_from_what_it_saved(shop: Shop) -> None:
+    """A machine that is shut down, for one: the trainer saves, and ends as one that is done."""
+    jit = {"llamafactory": {"enable_jit_checkpoint": True}}
+    job = await shop.add(max_steps=20, gate=shop.gate(), jit=True, save_steps=100, settled=jit)
+    shop.let("gate", 7)
+    async with shop.working():
+        await shop.until_step(job.id, 7)
+        os.kill(shop.starts(job.id)[0], signal.SIGTERM)
+        await shop.until(job.id, lambda job: job.attempts == 2)
+        shop.let("gate", 100)
+        done = await shop.until_state(job.id, JobState.SUCCEEDED, JobState.FAILED)
+    assert (done.state, done.error) == (JobState.SUCCEEDED, None)
+    assert shop.weights(job.id) == weights_after(20)
+    assert "Training goes on from step 8, on the processor" in await shop.said(job.id)
 
 
 async def test_early_stopping_that_the_recipe_asked_for_is_success(shop: Shop) -> None:

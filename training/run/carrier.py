@@ -259,6 +259,12 @@ class Carrier:
     async def _explained(self, launch: Launch, code: int | None, attempt: Attempt | None, output: Output) -> None:
         """TrainingFailed where the same again would end the same way; else it is said, and tried again."""
         if output.ended and code in (0, None):
+            if output.step != output.steps and self._given.get("enable_jit_checkpoint"):
+                words = f"Something else told the trainer to end, at step {output.step} of {output.steps}."
+                self._last = Problem("told_to_end", words)
+                await self._tell(f"{words} It goes on from the checkpoint that it saved.", level="warn")
+                await self._pause(self._shop.again_s)
+                return
             if output.step != output.steps:
                 words = f"Training stopped at step {output.step} of {output.steps}, and nobody here asked for it."
                 raise TrainingFailed(Problem("stopped_early", f"{words} What was trained is kept."))
@@ -380,6 +386,11 @@ class Carrier:
         return "Paused: there is no checkpoint yet, so it will begin anew" if self._left() else "Paused"
 
     @property
+    def _given(self) -> Mapping[str, Any]:
+        """The trainer's settings."""
+        return (self._job.settled or {}).get("llamafactory") or {}
+
+    @property
     def _output(self) -> Path:
         return self._folder / "out"
 
@@ -425,8 +436,7 @@ class Carrier:
         return diagnose(log, code, self._job.settled or {}, progress.step if progress is not None else None)
 
     async def _judged(self, launch: Launch) -> Output:
-        given = (self._job.settled or {}).get("llamafactory") or {}
-        early = given.get("early_stopping_steps") is not None
+        early = self._given.get("early_stopping_steps") is not None
         return await asyncio.to_thread(judge, launch.output, early_stopping=early)
 
     async def _over(self, attempt: Attempt | None) -> None:
