@@ -288,3 +288,20 @@ def test_the_settings_file_is_complete_and_nothing_else(tmp_path: Path) -> None:
             trainyaml.written({**settled.llamafactory, **odd}, **places)
     with pytest.raises(RecipeInvalid, match="space"):
         trainyaml.written(settled.llamafactory, **{**places, "output": tmp_path / "my runs"})
+
+
+def test_a_run_saves_where_it_is_only_where_that_is_the_same_as_not_being_stopped(tmp_path: Path) -> None:
+    two = Machine(cpus=16, memory_gb=128, gpus=(Gpu("NVIDIA H100 80GB HBM3", 79.6),) * 2)
+
+    def saves(**sections: Any) -> bool:
+        settled = settle(recipe(**sections), rows(3000, 300, valid_rows=100), large(tmp_path, two))
+        return bool(settled.llamafactory.get("enable_jit_checkpoint"))
+
+    assert saves()
+    for changed in (
+        {"gpus": 2},
+        {"deepspeed": "zero2"},
+        {"method": {"dropout": 0.1}},
+        {"training": {"early_stopping": 2}, "data": {"train": "rows.jsonl", "validation": 0.1}},
+    ):
+        assert not saves(**changed), changed
