@@ -65,6 +65,15 @@ class Timed:
         env = self._python.environment(folder) | {"OMP_NUM_THREADS": "1"}
         return Launch(argv, env, folder, folder / "run.log", folder / "out", self._steps)
 
+    async def paused(self, job: Job) -> bool:
+        return False
+
+    async def borrow(self, job: Job, seconds: float) -> bool:
+        return False
+
+    async def give_back(self, job: Job) -> None:
+        raise AssertionError("nothing was borrowed")
+
     async def finish(self, job: Job, folder: Path, tell: Tell, phase: Callable[[Phase], Awaitable[None]]) -> Finished:
         self.wall_s, self.own_s = time.monotonic() - self._began[0], time.process_time() - self._began[1]
         return Finished(Outcome.REGISTERED, {})
