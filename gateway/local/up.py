@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
-from gateway.local import demo, pidfile, plan, training, welcome
+from gateway.local import demo, pidfile, plan, welcome, worker
 from gateway.local.adminclient import AdminClient, admin_url, public_url
 from gateway.local.display import Display
 from gateway.local.enginelog import EngineLog
@@ -91,7 +91,7 @@ async def up(options: Options, around: Surroundings) -> None:
 async def _run(made: Plan, places: Places, around: Surroundings) -> None:
     """The gateway at once, the engine beside it, and the guide until the first answer is possible."""
     stop, started = asyncio.Event(), asyncio.Event()
-    async with _engine(made, places, around) as supervisor, training.beside(places, around.environ, started):
+    async with _engine(made, places, around) as supervisor, worker.beside(places, around.environ, started):
 
         async def on_started(_: Any) -> None:
             started.set()

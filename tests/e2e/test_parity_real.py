@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -73,7 +72,6 @@ async def test_the_fake_engine_numbers_as_the_real_one_does(render: parity.Rende
         assert list(await render(each.asked, None, None)) == of_chat(str(DEMO / "base"), each.asked, None, {})
 
 
-@pytest.mark.skipif(importlib.util.find_spec("training.data") is None, reason="training/data is not part of this tree")
 def test_a_plan_compares_by_itself(live_gateway: Live, training_python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORAGATE_TRAINING_PYTHON", str(training_python))
     made = live_gateway.loragate("train", "plan", str(ROOT / "configs" / "recipes" / "customer_service.yaml"), "--json")

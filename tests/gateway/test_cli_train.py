@@ -16,7 +16,6 @@ from tests.fake_vllm import FakeVLLM
 from tests.gateway.running import Running, running
 
 pytest.importorskip("tokenizers")  # of the extra `train`
-pytest.importorskip("training.data.reading")
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "configs" / "demo" / "base"
 RECIPE = ROOT / "configs" / "recipes" / "customer_service.yaml"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,6 @@ from training.plan import settle
 BASE = DEMO / "base"
 ROWS = DEMO / "data" / "customer-service.jsonl"
 pytest.importorskip("tokenizers")  # of the extra `train`
-needs_data = pytest.mark.skipif(
-    importlib.util.find_spec("training.data") is None, reason="training/data is not part of this tree"
-)
 
 
 def test_lengths_are_enough_for_every_question() -> None:
@@ -32,7 +28,6 @@ def test_lengths_are_enough_for_every_question() -> None:
     assert DataFacts("sft", {}).longest == 0
 
 
-@needs_data
 def test_the_demos_rows_are_counted_as_the_base_sees_them() -> None:
     found = measure(recipe(data={"train": str(ROWS)}), BASE)
     facts = found.facts
@@ -44,7 +39,6 @@ def test_the_demos_rows_are_counted_as_the_base_sees_them() -> None:
     assert settle(recipe(data={"train": str(ROWS)}), facts, demo()).rows == 24
 
 
-@needs_data
 def test_a_share_is_kept_aside_and_weights_and_caps_count() -> None:
     held = measure(recipe(data={"train": str(ROWS), "validation": 0.25}), BASE).facts
     assert (held.rows + held.valid_rows, 0 < held.valid_rows < 16) == (24, True)
@@ -55,7 +49,6 @@ def test_a_share_is_kept_aside_and_weights_and_caps_count() -> None:
     assert (other.facts.rows, other.facts.valid_rows) == (24, 24)
 
 
-@needs_data
 def test_a_system_message_makes_every_row_longer() -> None:
     plain = measure(recipe(data={"train": str(ROWS)}), BASE).facts
     spoken = measure(recipe(data={"train": str(ROWS), "system": "Answer as the company does, briefly."}), BASE)
@@ -64,7 +57,6 @@ def test_a_system_message_makes_every_row_longer() -> None:
     assert spoken.samples[0].messages[0]["role"] == "system"
 
 
-@needs_data
 def test_each_answer_is_a_row_where_the_template_wants_it(tmp_path: Path) -> None:
     said = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     file = written(tmp_path, [{"messages": [{"role": role, "content": content} for role, content in said]}] * 2)
@@ -81,7 +73,6 @@ def written(folder: Path, rows: list[Any]) -> str:
     return str(file)
 
 
-@needs_data
 def test_bad_data_is_refused_before_a_plan(tmp_path: Path) -> None:
     good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     with pytest.raises(DataRejected, match="There is no file"):

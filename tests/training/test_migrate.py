@@ -23,6 +23,7 @@ from training.migrate.golden import read_golden, read_prompts, text_of
 from training.migrate.recipes import write_recipes
 from training.migrate.record import Recorded, estimate, record
 from training.migrate.remote import ATTEMPTS, Remote, RemoteRefused, open_remote
+from training.recipe import load
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = [
@@ -364,11 +365,10 @@ async def test_jobs_become_recipes(kit: Kit, service: FakeOpenAI, tmp_path: Path
 
 
 async def test_recipes_are_what_training_reads(kit: Kit, service: FakeOpenAI, tmp_path: Path) -> None:
-    recipe = pytest.importorskip("training.recipe")
     service.job(1)
     await bring(kit, tmp_path)
     (made,) = write_recipes(tmp_path, tmp_path / "recipes", base=None, keep_names=True).made
-    read = recipe.load(Path(made.file))
+    read = load(Path(made.file))
     assert (read.name, read.base) == (service.jobs[0]["fine_tuned_model"], None)
     assert Path(read.data.train[0].file) == (tmp_path / "files" / "file-train.jsonl").resolve()
 

@@ -21,7 +21,6 @@ from training.migrate.golden import golden_line, read_golden, read_prompts
 from training.migrate.remote import RemoteRefused, open_remote
 from training.migrate.report import markdown, sentences
 
-pytest.importorskip("training.evaluate.overlap")
 OLD = "ft:gpt-4o-mini-2024-07-18:acme:shop:AbCdEf12"
 NEW = OLD  # the name is kept: client code does not change
 
