@@ -18,7 +18,6 @@ from typing import Any
 import yaml
 
 from adapters.db import Database
-from training import baseview
 from training.demo import DEMO, QUICK, recipe, write_job
 from training.interpreter import Interpreter
 from training.places import Places
@@ -33,7 +32,7 @@ from training.worker import Worker, identity
 def lay_out(folder: Path, steps: int) -> Path:
     """The settings file of a run of `steps` steps, logged and saved as runs are."""
     job = write_job(folder / "data", DEMO / "data" / "customer-service.jsonl", DEMO / "base", QUICK).parent
-    settings = recipe(job, baseview.lay_out(DEMO / "base", folder / "base", {}), QUICK) | {
+    settings = recipe(job, job / "base", QUICK) | {
         "output_dir": str(folder / "out"),
         "max_steps": steps,
         "logging_steps": max(1, steps // 100),

@@ -80,7 +80,10 @@ def recipe(job: Path, base: Path, effort: Effort) -> dict[str, object]:
 
 
 def write_job(job: Path, data: Path, base: Path, effort: Effort) -> Path:
-    """Lay out one LLaMA-Factory run: settings, a copy of the data, its description. Returns the settings file."""
+    """Lay out one LLaMA-Factory run: settings, a copy of the data, its description, and `base` as it is loaded.
+
+    Returns the settings file.
+    """
     if " " in str(job):
         # LLaMA-Factory splits its own command line at spaces when it starts more than one process.
         raise InvalidRequest(f"The folder {job} has a space in its path. Set TMPDIR to a folder without spaces.")

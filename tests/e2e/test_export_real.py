@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.training.adapters import without_effect
-from training import baseview, lineage
+from training import lineage
 from training.demo import DEMO, QUICK, recipe, write_job
 from training.digests import Digests
 from training.export.merge import NotMerged, merge
@@ -59,7 +59,7 @@ def job(training_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A finished job of a few steps, with its manifest."""
     folder = tmp_path_factory.mktemp("data") / "training" / "jobs" / "ftjob-first"
     laid = write_job(folder / "data", DEMO / "data" / "customer-service.jsonl", DEMO / "base", QUICK).parent
-    settings = recipe(laid, baseview.lay_out(DEMO / "base", folder / "base", {}), QUICK) | {
+    settings = recipe(laid, laid / "base", QUICK) | {
         "output_dir": str(folder / "out"),
         "max_steps": STEPS,
         "logging_steps": 1,
